@@ -31,3 +31,7 @@ class FileError(LilliputError):
 
 class LilliputWarning(UserWarning):
     """Something went on in a lesser way than it might have; the message says what would help."""
+
+
+class NotWorthwhile(MethodError):
+    """A method would make this weight larger or no better; the weight is kept as it is, and the report says why."""

@@ -1,0 +1,107 @@
+"""The one table of layer kinds: which parameters of a model are weights, whose they are, and what they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+# Which parameters of a module are of which kind: (module class, prefix of the parameter's name, kind).
+# Anything with two or more axes that isn't listed is a "matrix"; anything with fewer is a "vector".
+TABLE: tuple[tuple[type[nn.Module], str, str], ...] = (
+    (nn.Linear, "weight", "linear"),
+    (nn.Bilinear, "weight", "linear"),
+    (nn.Conv1d, "weight", "conv1d"),
+    (nn.Conv2d, "weight", "conv2d"),
+    (nn.Conv3d, "weight", "conv3d"),
+    (nn.ConvTranspose1d, "weight", "conv_transpose1d"),
+    (nn.ConvTranspose2d, "weight", "conv_transpose2d"),
+    (nn.ConvTranspose3d, "weight", "conv_transpose3d"),
+    (nn.Embedding, "weight", "embedding"),
+    (nn.EmbeddingBag, "weight", "embedding"),
+    (nn.MultiheadAttention, "", "attention"),
+    (nn.RNNBase, "weight", "recurrent"),
+    (nn.RNNCellBase, "weight", "recurrent"),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Weight:
+    """A parameter of a model, once, however many modules share it.
+
+    Attributes:
+        name: its first name in `model.named_parameters()`, without what a parametrization adds.
+        kind: `linear`, `conv2d`, `embedding`, ... (see `TABLE`), `matrix` or `vector`.
+        owners: every (module path, attribute) that holds it; more than one if it is tied.
+        parameter: the parameter itself.
+    """
+
+    name: str
+    kind: str
+    owners: tuple[tuple[str, str], ...]
+    parameter: nn.Parameter
+
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        """All its names but the first."""
+        return tuple(join(*owner) for owner in self.owners[1:])
+
+
+def join(path: str, attribute: str) -> str:
+    """Returns `path.attribute`, or the attribute alone for the model itself."""
+    return f"{path}.{attribute}" if path else attribute
+
+
+def kind_of_parameter(module: nn.Module, attribute: str, parameter: nn.Parameter) -> str:
+    """Returns the kind of one parameter of one module."""
+    if parameter.ndim < 2:
+        return "vector"
+    for cls, prefix, kind in TABLE:
+        if isinstance(module, cls) and attribute.startswith(prefix):
+            return kind
+    return "matrix"
+
+
+def weights(model: nn.Module) -> list[Weight]:
+    """Lists all parameters of a model, tied ones once, in the order of `named_parameters`.
+
+    A parameter behind a parametrization bears the name that it has without it.
+
+    >>> [(w.name, w.kind) for w in weights(nn.Linear(2, 3))]
+    [('weight', 'linear'), ('bias', 'vector')]
+    """
+    owners: dict[int, list[tuple[str, str]]] = {}
+    found: dict[int, tuple[str, nn.Parameter]] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        if _inside_parametrization(path):
+            continue
+        for attribute, parameter in _own_parameters(module):
+            key = id(parameter)
+            owners.setdefault(key, [])
+            if (path, attribute) not in owners[key]:
+                owners[key].append((path, attribute))
+            found.setdefault(key, (kind_of_parameter(module, attribute, parameter), parameter))
+    return [
+        Weight(join(*owners[key][0]), kind, tuple(owners[key]), parameter)
+        for key, (kind, parameter) in found.items()
+    ]
+
+
+def _inside_parametrization(path: str) -> bool:
+    return "parametrizations" in path.split(".")
+
+
+def _own_parameters(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """A module's own parameters, those behind a parametrization by the name that they have without it.
+
+    The order is that of the plain module as far as it is known: parametrized ones come last.
+    """
+    own = [(name, p) for name, p in module._parameters.items() if p is not None]
+    hidden = getattr(module, "parametrizations", None)
+    if isinstance(hidden, nn.ModuleDict):
+        own += [
+            (name, parametrization.original)
+            for name, parametrization in hidden.items()
+            if isinstance(getattr(parametrization, "original", None), nn.Parameter)
+        ]
+    return own

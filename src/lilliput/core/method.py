@@ -1,0 +1,243 @@
+"""The contracts of the kinds of method, and finding a method by the name of its file."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.metadata
+import inspect
+import pkgutil
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+from lilliput.core.errors import MethodError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lilliput.core.packed import Packed
+
+# The folders that hold methods. A folder is a family; a file in it is a method. New families are new rooms of the
+# house, new methods only new files.
+FAMILIES = (
+    "prune",
+    "quantize",
+    "quantize/activations",
+    "quantize/solvers",
+    "share",
+    "factorize",
+    "distill",
+    "nets",
+    "train/gradients",
+    "graph",
+    "coding",
+    "run",
+)
+
+# A kind is known by what its methods can do; the first that fits counts.
+KINDS: dict[str, tuple[str, ...]] = {
+    "criterion": ("score", "pack", "unpack"),
+    "weight method": ("pack", "unpack"),
+    "pattern": ("select",),
+    "schedule": ("advance",),
+    "penalty": ("penalty",),
+    "activation quantizer": ("observe", "forward"),
+    "loss": ("loss",),
+    "gradient hook": ("hook",),
+    "graph pass": ("rewrite",),
+    "coding": ("encode", "decode"),
+    "engine": ("load",),
+    "network": ("build",),
+}
+
+
+class WeightMethod(Protocol):
+    """weight -> Packed -> weight, the contract of `quantize/`, `share/`, `factorize/` and (by `Sparse`) `prune/`.
+
+    A weight method is a frozen dataclass of its own settings in the file of its name. Only `pack` and `unpack` must
+    be written; the rest says how the method composes and trains.
+
+    Attributes:
+        into: names of the floating-point parts that a later step of the rule may pack again.
+        keeps_zeros: an exact zero gets a code of its own and comes back as an exact zero, so that a pruned weight can
+            be handed over in its dense shape.
+        training: `"straight"`: the weight is packed anew in each forward pass and the gradient passes straight through
+            to it (straight-through estimator); `"through"`: pack and unpack are themselves differentiable;
+            `"parts"`: the parts named in `trained` become parameters in the weight's place.
+        trained: see `training`.
+        frozen: parts that stay as they were first packed while the weight is trained (a mask, cluster indices).
+        needs: what `Stats` must hold for this method to pack.
+        exact: the method minimises the squared error of its setting exactly, so that a finer setting is never worse.
+    """
+
+    into: ClassVar[tuple[str, ...]] = ()
+    keeps_zeros: ClassVar[bool] = False
+    training: ClassVar[Literal["straight", "through", "parts"]] = "straight"
+    trained: ClassVar[tuple[str, ...]] = ()
+    frozen: ClassVar[tuple[str, ...]] = ()
+    needs: ClassVar[frozenset[str]] = frozenset()
+    exact: ClassVar[bool] = False
+
+    def pack(self, weight: Tensor, stats: Any = None, prior: Packed | None = None) -> Packed:
+        """Packs a floating-point tensor; doesn't change it.
+
+        Args:
+            weight: any shape, any floating-point dtype.
+            stats: what one calibration pass collected for this layer, or None.
+            prior: the same weight packed before by this method: its `frozen` parts are kept.
+
+        Raises:
+            MethodError: if the method can't take this weight (its shape, a NaN in it).
+        """
+        ...
+
+    @staticmethod
+    def unpack(packed: Packed) -> Tensor:
+        """Makes the weight again from parts that are tensors; checks them, since they may come from a stranger."""
+        ...
+
+    def dense(self, packed: Packed) -> Packed:
+        """Returns the form that a next step that keeps zeros should meet; by default the same."""
+        return packed
+
+    @classmethod
+    def choices(cls) -> tuple[WeightMethod, ...]:
+        """Settings worth trying in a search, from the coarsest to the finest."""
+        return ()
+
+
+class Schedule(Protocol):
+    """What happens between training steps; a file in the folder of the methods that it drives."""
+
+    def advance(self, method: WeightMethod, progress: float) -> WeightMethod:
+        """Returns the method's setting at this point of the training.
+
+        Args:
+            method: the step as the recipe has it, that is as it should be in the end.
+            progress: the part of the training that is over, from 0 to 1.
+        """
+        ...
+
+
+class Loss(Protocol):
+    """A distillation loss."""
+
+    def loss(self, student: Tensor, teacher: Tensor, target: Tensor | None) -> Tensor:
+        """Returns a scalar to be minimised."""
+        ...
+
+
+@dataclass(frozen=True)
+class Listing:
+    """One line of `lilliput list`: a method that can be found.
+
+    Attributes:
+        path: family and name, such as `"share/kmeans"`.
+        kind: one of `KINDS`.
+        summary: first sentence of the file's docstring.
+    """
+
+    path: str
+    kind: str
+    summary: str
+
+
+def find(family: str, name: str) -> Any:
+    """Returns the class of a method: the one in `<family>/<name>.py` that bears the file's name.
+
+    Only that file is imported. Methods of other packages are found by the entry-point group `lilliput.<family>`.
+
+    Raises:
+        MethodError: if there is no such family or method; names the nearest ones.
+
+    >>> find("share", "kmeans").__name__
+    'KMeans'
+    """
+    if family not in FAMILIES:
+        raise MethodError(f"no family '{family}'; there are {', '.join(FAMILIES)}")
+    return _found(family, name)
+
+
+def find_path(path: str) -> Any:
+    """Returns the class of a method by its path, such as `"quantize/uniform"`; see `find`."""
+    family, _, name = path.rpartition("/")
+    if not family:
+        raise MethodError(f"'{path}' names no family; write it as in 'quantize/{path or 'uniform'}'")
+    return find(family, name)
+
+
+@cache
+def _found(family: str, name: str) -> Any:
+    if name in _own(family):
+        module = importlib.import_module(f"lilliput.{family.replace('/', '.')}.{name}")
+        return _class_of(module, name)
+    plugins = _plugins(family)
+    if name in plugins:
+        return plugins[name].load()
+    known = sorted({*_own(family), *plugins})
+    near = difflib.get_close_matches(name, known, 3, 0.4) or known
+    raise MethodError(f"no method '{family}/{name}'; there is {', '.join(f'{family}/{n}' for n in near) or 'none'}")
+
+
+def _own(family: str) -> tuple[str, ...]:
+    """Names of the files of a family, found by listing its folder."""
+    try:
+        package = importlib.import_module(f"lilliput.{family.replace('/', '.')}")
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("lilliput."):
+            return ()
+        raise
+    return tuple(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_") and not m.ispkg)
+
+
+def _plugins(family: str) -> dict[str, importlib.metadata.EntryPoint]:
+    group = f"lilliput.{family.replace('/', '.')}"
+    return {point.name: point for point in importlib.metadata.entry_points(group=group)}
+
+
+def _class_of(module: Any, name: str) -> Any:
+    plain = name.replace("_", "")
+    for label, value in vars(module).items():
+        if inspect.isclass(value) and value.__module__ == module.__name__ and label.lower() == plain:
+            return value
+    raise MethodError(f"{module.__name__} holds no class that bears the name '{name}': it is no method")
+
+
+def path_of(method: Any) -> str:
+    """Returns the path under which a method (an instance or a class) is found."""
+    cls = method if inspect.isclass(method) else type(method)
+    package, _, name = cls.__module__.rpartition(".")
+    if package.startswith("lilliput."):
+        return f"{package.removeprefix('lilliput.').replace('.', '/')}/{name}"
+    for family in FAMILIES:
+        for name, point in _plugins(family).items():
+            if point.value.partition(":")[0] == cls.__module__ and point.load() is cls:
+                return f"{family}/{name}"
+    raise MethodError(f"{cls.__qualname__} can't be found by name: give it a file in a family, or an entry point")
+
+
+def kind_of(method: Any) -> str:
+    """Returns which kind of method this class or instance is; MethodError if it is none."""
+    for kind, needed in KINDS.items():
+        if all(callable(getattr(method, name, None)) for name in needed):
+            return kind
+    raise MethodError(f"{method!r} fits no kind of method; the kinds are {', '.join(KINDS)}")
+
+
+def methods(family: str = "") -> Iterator[Listing]:
+    """Yields every method that can be found, of one family or of all, in the order of their paths.
+
+    Files of a family that hold no method (help for the others) are passed over; a broken file raises its own error.
+    """
+    for own in FAMILIES if not family else (family,):
+        for name in sorted({*_own(own), *_plugins(own)}):
+            try:
+                cls = find(own, name)
+                kind = kind_of(cls)
+            except MethodError:
+                continue
+            summary = (inspect.getdoc(inspect.getmodule(cls)) or "").partition("\n")[0]
+            yield Listing(f"{own}/{name}", kind, re.sub(r"\s+", " ", summary))

@@ -1,0 +1,239 @@
+"""`Recipe`: ordered rules `layer pattern -> steps`, in Python or TOML; the only description of what to do."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import fnmatch
+import importlib.resources
+import json
+import tomllib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from lilliput.core.errors import LilliputError, RecipeError
+from lilliput.core.method import find_path, kind_of, path_of
+
+if TYPE_CHECKING:
+    from lilliput.core.layers import Weight
+    from lilliput.core.method import Schedule, WeightMethod
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What is done to the weights that fit a pattern.
+
+    Attributes:
+        match: shell pattern for the parameter's name, such as `"features.*.weight"`.
+        steps: weight methods, applied in order; none leaves the weight as it is.
+        layers: shell pattern for the layer kind (`linear`, `conv2d`, `embedding`, `attention`, `recurrent`, ...).
+            `"*"` stands for every kind but `vector`: biases and norms are only touched when asked for.
+        schedule: how the steps grow during training, or None: all at once.
+        why: a word on why, kept and shown in reports.
+    """
+
+    match: str = "*"
+    steps: tuple[WeightMethod, ...] = ()
+    layers: str = "*"
+    schedule: Schedule | None = None
+    why: str = ""
+
+    def fits(self, name: str, kind: str) -> bool:
+        """Whether the rule speaks of this parameter."""
+        if kind == "vector" and self.layers == "*":
+            return False
+        return fnmatch.fnmatchcase(name, self.match) and fnmatch.fnmatchcase(kind, self.layers)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Ordered rules; for each weight the first that fits counts.
+
+    Attributes:
+        rules: the rules.
+        name: a name for reports.
+
+    >>> recipe = Recipe.loads('''
+    ... [[rule]]
+    ... match = "*.weight"
+    ... steps = [{method = "prune/magnitude", sparsity = 0.9}, {method = "share/kmeans", bits = 5}]
+    ... ''')
+    >>> [step.bits for step in recipe.rules[0].steps[1:]]
+    [5]
+    """
+
+    rules: tuple[Rule, ...] = field(default=())
+    name: str = ""
+
+    @classmethod
+    def loads(cls, text: str) -> Recipe:
+        """Reads a recipe from TOML.
+
+        Raises:
+            RecipeError: what is wrong and where, such as ``rule[1].steps[0].bits``.
+        """
+        try:
+            data = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise RecipeError(f"the recipe is not valid TOML: {error}") from None
+        return from_data(data)
+
+    @classmethod
+    def preset(cls, name: str) -> Recipe:
+        """Returns a recipe that comes with Lilliput, such as `"deep-compression"`; see `presets()`."""
+        known = presets()
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 3, 0.3) or list(known)
+            raise RecipeError(f"no preset recipe '{name}'; there is {', '.join(near)}")
+        text = (importlib.resources.files("lilliput") / "presets" / f"{name}.toml").read_text("utf-8")
+        return cls.loads(text)
+
+    def dumps(self) -> str:
+        """Writes the recipe as TOML, so that `loads` gives an equal one."""
+        lines = [f"version = {VERSION}"]
+        if self.name:
+            lines.append(f"name = {_toml(self.name)}")
+        for rule in to_data(self)["rule"]:
+            lines += ["", "[[rule]]"]
+            lines += [f"{key} = {_toml(value)}" for key, value in rule.items()]
+        return "\n".join(lines) + "\n"
+
+    def rule_for(self, name: str, kind: str) -> Rule | None:
+        """Returns the first rule that fits a parameter, or None."""
+        return next((rule for rule in self.rules if rule.fits(name, kind)), None)
+
+    def check(self, weights: list[Weight]) -> None:
+        """Raises RecipeError if a rule fits none of these weights (an earlier rule may have taken them all)."""
+        for number, rule in enumerate(self.rules):
+            if any(rule.fits(name, w.kind) for w in weights for name in (w.name, *w.aliases)):
+                continue
+            kinds = sorted({w.kind for w in weights})
+            names = [w.name for w in weights]
+            near = difflib.get_close_matches(rule.match, names, 3, 0.4) or names[:3]
+            raise RecipeError(
+                f"rule[{number}] (match = {rule.match!r}, layers = {rule.layers!r}) fits no weight; "
+                f"there is {', '.join(near) or 'none at all'}, layers {', '.join(kinds)}"
+                + ("; write layers = 'vector' for biases and norms" if "vector" in kinds else "")
+            )
+
+
+def presets() -> tuple[str, ...]:
+    """Names of the recipes that come with Lilliput."""
+    folder = importlib.resources.files("lilliput") / "presets"
+    return tuple(sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml")))
+
+
+def to_data(recipe: Recipe) -> dict[str, Any]:
+    """Returns a recipe as plain data: what TOML and JSON hold."""
+    rules = []
+    for rule in recipe.rules:
+        entry: dict[str, Any] = {"match": rule.match}
+        if rule.layers != "*":
+            entry["layers"] = rule.layers
+        if rule.why:
+            entry["why"] = rule.why
+        entry["steps"] = [step_data(step) for step in rule.steps]
+        if rule.schedule is not None:
+            entry["schedule"] = step_data(rule.schedule)
+        rules.append(entry)
+    data: dict[str, Any] = {"version": VERSION, "rule": rules}
+    if recipe.name:
+        data["name"] = recipe.name
+    return data
+
+
+def from_data(data: Any) -> Recipe:
+    """Makes a recipe from plain data; RecipeError says what is wrong and where."""
+    _known(data, {"version", "name", "rule"}, "")
+    if data.get("version", VERSION) != VERSION:
+        raise RecipeError(f"version {data['version']!r}: this Lilliput reads recipes of version {VERSION}")
+    rules = data.get("rule", [])
+    if not isinstance(rules, list):
+        raise RecipeError("rule: write each rule under its own [[rule]]")
+    name = data.get("name", "")
+    if not isinstance(name, str):
+        raise RecipeError("name: must be a string")
+    return Recipe(tuple(_rule(entry, f"rule[{i}]") for i, entry in enumerate(rules)), name)
+
+
+def _rule(entry: Any, where: str) -> Rule:
+    _known(entry, {f.name for f in dataclasses.fields(Rule)}, where)
+    for key in ("match", "layers", "why"):
+        if not isinstance(entry.get(key, ""), str):
+            raise RecipeError(f"{where}.{key}: must be a string")
+    steps = entry.get("steps", [])
+    if not isinstance(steps, list):
+        raise RecipeError(f"{where}.steps: must be a list of tables, such as [{{method = 'quantize/uniform'}}]")
+    schedule = entry.get("schedule")
+    return Rule(
+        match=entry.get("match", "*"),
+        steps=tuple(step_of(step, f"{where}.steps[{i}]", "pack") for i, step in enumerate(steps)),
+        layers=entry.get("layers", "*"),
+        schedule=None if schedule is None else step_of(schedule, f"{where}.schedule", "advance"),
+        why=entry.get("why", ""),
+    )
+
+
+def step_data(step: Any) -> dict[str, Any]:
+    """Returns a method and its settings (those other than the defaults) as plain data."""
+    data: dict[str, Any] = {"method": path_of(step)}
+    for item in dataclasses.fields(step):
+        value = getattr(step, item.name)
+        if value != item.default:
+            data[item.name] = value
+    return data
+
+
+def step_of(data: Any, where: str, ability: str = "pack") -> Any:
+    """Makes a method from plain data: `{"method": "share/kmeans", "bits": 5}`.
+
+    Args:
+        data: from TOML or JSON.
+        where: for the error message.
+        ability: a function that the method must have: `pack` for a step, `advance` for a schedule.
+
+    Raises:
+        RecipeError: an unknown method, an unknown setting, or one of the wrong type or out of range.
+    """
+    if isinstance(data, str):
+        data = {"method": data}
+    if not isinstance(data, dict) or not isinstance(data.get("method"), str):
+        raise RecipeError(f"{where}: must be a table with a method, such as {{method = 'quantize/uniform', bits = 4}}")
+    try:
+        cls = find_path(data["method"])
+        if not callable(getattr(cls, ability, None)):
+            raise RecipeError(f"{data['method']} is a {kind_of(cls)}, which can't stand here")
+        names = {f.name for f in dataclasses.fields(cls)}
+    except LilliputError as error:
+        raise RecipeError(f"{where}: {error}") from None
+    settings = {key: value for key, value in data.items() if key != "method"}
+    _known(settings, names, where)
+    try:
+        return msgspec.convert(settings, cls)
+    except msgspec.ValidationError as error:
+        raise RecipeError(f"{where}: {data['method']}: {error}") from None
+    except LilliputError as error:
+        raise RecipeError(f"{where}: {error}") from None
+
+
+def _known(data: Any, names: set[str], where: str) -> None:
+    if not isinstance(data, dict):
+        raise RecipeError(f"{where or 'the recipe'}: must be a table")
+    for key in data:
+        if key not in names:
+            near = difflib.get_close_matches(key, names, 2, 0.4) or sorted(names)
+            raise RecipeError(f"{where + '.' if where else ''}{key}: unknown; there is {', '.join(near) or 'none'}")
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    if isinstance(value, float):
+        return repr(value)
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -1,0 +1,1 @@
+"""Low-rank and tensor factorizations: one a file."""

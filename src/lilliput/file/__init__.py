@@ -1,0 +1,1 @@
+"""One small safe file: the artifact, how it is laid out, written and read."""

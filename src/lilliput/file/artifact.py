@@ -1,0 +1,51 @@
+"""`Artifact`: everything that one file holds, as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from lilliput.core.cut import Cut
+from lilliput.core.packed import Packed, unpack
+from lilliput.core.recipe import Recipe
+
+if TYPE_CHECKING:
+    from lilliput.graph.ir import Graph
+
+
+@dataclass(frozen=True, eq=False)
+class Artifact:
+    """A compressed network: recipe, cuts, packed weights, graph and measurements.
+
+    Attributes:
+        weights: every parameter and buffer by its name in the state dict: packed, or a tensor that stays as it is.
+        recipe: what was done.
+        graph: the network as operators, which runs without the model's class; None where it couldn't be exported.
+        constants: tensors of the graph that are in no state dict.
+        cuts: which channels were removed, for loading into a fresh model of the user's class.
+        aliases: names of tied weights -> the name under which they are stored.
+        facts: measurements and notes, JSON-able: sizes before, error and reason by layer, what was kept and why.
+    """
+
+    weights: Mapping[str, Packed | Tensor]
+    recipe: Recipe = field(default_factory=Recipe)
+    graph: Graph | None = None
+    constants: Mapping[str, Tensor] = field(default_factory=dict)
+    cuts: tuple[Cut, ...] = ()
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Unpacks every parameter and buffer, tied ones under each of their names."""
+        state = {name: unpack(weight) for name, weight in self.weights.items()}
+        return state | {alias: state[name] for alias, name in self.aliases.items()}
+
+    def save(self, path: str | PathLike[str]) -> int:
+        """Writes the file atomically and returns its size in bytes; see `lilliput.file.write`."""
+        from lilliput.file.write import write
+
+        return write(self, path)

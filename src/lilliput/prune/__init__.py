@@ -1,0 +1,1 @@
+"""Pruning: one criterion, pattern or schedule a file."""

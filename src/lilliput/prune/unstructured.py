@@ -1,0 +1,31 @@
+"""The pattern without structure: single weights, wherever they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Unstructured:
+    """Keeps the best-scoring weights of the whole tensor.
+
+    >>> Unstructured().select(torch.tensor([[3.0, 1.0], [2.0, 0.0]]), 0.5)
+    tensor([[ True, False],
+            [ True, False]])
+    """
+
+    def select(self, scores: Tensor, sparsity: float) -> Tensor:
+        """Returns the mask of the weights to keep.
+
+        Args:
+            scores: any shape; what scores higher is kept, of equals the first.
+            sparsity: part of the weights to be removed; numel - round(sparsity * numel) are kept.
+        """
+        count = scores.numel() - round(sparsity * scores.numel())
+        order = torch.argsort(scores.flatten(), descending=True, stable=True)
+        mask = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
+        mask[order[:count]] = True
+        return mask.reshape(scores.shape)

@@ -1,0 +1,173 @@
+"""Uniform quantization: equally spaced levels, symmetric or affine, per tensor, row or group, 1 to 8 bits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lilliput.core.checks import check_range, check_weight
+from lilliput.core.errors import MethodError
+from lilliput.core.method import WeightMethod
+from lilliput.core.packed import Packed
+
+NAME = "quantize/uniform"
+
+
+@dataclass(frozen=True)
+class Uniform(WeightMethod):
+    """Rounds weights to equally spaced levels: code = round(w / scale) + zero, half to even.
+
+    Symmetric: codes -q..q with q = 2^(bits-1) - 1 and scale = max|w| / q, so that zero is a level; with 1 bit the
+    codes are the signs and scale = mean|w|, the least-squares optimum (Rastegari et al. 2016, arXiv 1603.05279).
+    Affine: codes 0..2^bits-1, the range extended to hold 0, and an integer zero point, so that zero is a level again
+    (Jacob et al. 2018, arXiv 1712.05877). An exact zero always comes back as an exact zero.
+
+    With `cell_mean`, a level stands where the mean of its weights lies, in units of the scale, instead of on the grid:
+    the conditional mean minimises the squared error of given cells (Lloyd 1982), and an entropy coder makes the uneven
+    use of the levels cheap.
+
+    Attributes:
+        bits: bits per code, 1 to 8.
+        symmetric: levels symmetric around zero, or affine.
+        per: one scale per tensor, per row (first axis) or per group of `group` weights within a row.
+        group: weights in a group; must divide the weights of a row.
+        cell_mean: store the mean of each cell as its level.
+
+    >>> packed = Uniform(bits=2, per="tensor").pack(torch.tensor([0.9, -1.0, 0.1]))
+    >>> packed.parts["codes"].tolist(), packed.parts["scale"].tolist()
+    ([1, -1, 0], [1.0])
+    """
+
+    bits: int = 8
+    symmetric: bool = True
+    per: Literal["tensor", "row", "group"] = "row"
+    group: int = 128
+    cell_mean: bool = False
+
+    into = ("scale", "levels")
+    keeps_zeros = True
+
+    def __post_init__(self) -> None:
+        check_range(NAME, "bits", self.bits, 1, 8)
+        check_range(NAME, "group", self.group, 1, 2**31)
+
+    def pack(self, weight: Tensor, stats: object = None, prior: Packed | None = None) -> Packed:
+        """Packs to parts `codes` (int8 or uint8, dense), `scale`, and `zero` and `levels` where they are used.
+
+        Raises:
+            MethodError: if a weight isn't finite or the group size doesn't divide a row.
+        """
+        check_weight(weight, NAME)
+        rows = rows_of(tuple(weight.shape), self.per, self.group)
+        work = weight.to(torch.promote_types(weight.dtype, torch.float32)).reshape(rows)
+        codes, parts = self._symmetric(work) if self.symmetric else self._affine(work)
+        settings = {"per": self.per, "group": self.group if self.per == "group" else 0}
+        packed = Packed(NAME, tuple(weight.shape), weight.dtype, {"codes": codes.reshape(weight.shape), **parts}, settings)
+        return self._with_levels(packed, work) if self.cell_mean else packed
+
+    def _symmetric(self, work: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        if self.bits == 1:
+            live = (work != 0).sum(1)
+            scale = work.abs().sum(1) / live.clamp(min=1)
+            return torch.sign(work).to(torch.int8), {"scale": scale}
+        top = 2 ** (self.bits - 1) - 1
+        scale = (work.abs().amax(1) if work.numel() else work.new_zeros(len(work))) / top
+        codes = torch.round(work / _divisor(scale)).clamp(-top, top)
+        return codes.to(torch.int8), {"scale": scale}
+
+    def _affine(self, work: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        top = 2**self.bits - 1
+        zeros = work.new_zeros(len(work))
+        low = torch.minimum(work.amin(1), zeros) if work.numel() else zeros
+        high = torch.maximum(work.amax(1), zeros) if work.numel() else zeros
+        # Halved before the difference, so that a range as wide as the dtype's own doesn't overflow.
+        scale = (high / 2 - low / 2) / top * 2
+        zero = torch.round(-low / _divisor(scale)[:, 0]).clamp(0, top)
+        codes = (torch.round(work / _divisor(scale)) + zero[:, None]).clamp(0, top)
+        return codes.to(torch.uint8), {"scale": scale, "zero": zero.to(torch.uint8)}
+
+    def _with_levels(self, packed: Packed, work: Tensor) -> Packed:
+        """Adds the mean of each cell in units of the scale, shared by all rows; the cell of exact zeros stays zero."""
+        steps = centred(packed, tuple(work.shape)).flatten()
+        unit = (work / _divisor(packed.tensor("scale"))).flatten().double()
+        lowest, count = level_range(packed)
+        index = steps.long() - lowest
+        weight = torch.bincount(index, minlength=count)
+        # bincount sums in order: the same bytes on every machine, unlike a parallel scatter.
+        total = torch.bincount(index, weights=unit, minlength=count)
+        grid = torch.arange(lowest, lowest + count, dtype=torch.float64)
+        levels = torch.where(weight > 0, total / weight.clamp(min=1), grid)
+        if bool((work == 0).any()):
+            levels[-lowest] = 0
+        return packed.with_parts(levels=levels.to(work.dtype))
+
+    @staticmethod
+    def unpack(packed: Packed) -> Tensor:
+        """Returns (codes - zero) * scale, or levels[codes - zero] * scale."""
+        shape = packed.shape
+        per, group = packed.settings.get("per"), packed.settings.get("group")
+        if per not in {"tensor", "row", "group"} or type(group) is not int or group < 0:
+            raise MethodError(f"{NAME}: unknown settings {dict(packed.settings)}")
+        rows = rows_of(shape, str(per), group)
+        packed.tensor("codes", shape=shape, integer=True)
+        scale = packed.tensor("scale", shape=rows[:1], integer=False)
+        steps = centred(packed, rows)
+        if "levels" in packed.parts:
+            lowest, count = level_range(packed)
+            levels = packed.tensor("levels", shape=(count,), integer=False)
+            values = levels.to(scale.dtype)[steps.long() - lowest]
+        else:
+            values = steps.to(scale.dtype)
+        return (values * scale[:, None]).reshape(shape).to(packed.dtype)
+
+    @classmethod
+    def choices(cls) -> tuple[WeightMethod, ...]:
+        """2 to 8 bits, symmetric, per row; cell means where they are few."""
+        return tuple(replace(cls(), bits=bits, cell_mean=bits <= 5) for bits in range(2, 9))
+
+
+def _divisor(scale: Tensor) -> Tensor:
+    """The scale as a column, with 1 where it is 0 (all its weights are zero)."""
+    return torch.where(scale > 0, scale, 1)[:, None]
+
+
+def rows_of(shape: tuple[int, ...], per: str, group: int) -> tuple[int, int]:
+    """Returns the (rows, weights per row) that share one scale each.
+
+    Raises:
+        MethodError: if the group size doesn't divide a row.
+    """
+    numel = torch.Size(shape).numel()
+    if per == "tensor" or not shape:
+        return 1, numel
+    if per == "row":
+        return shape[0], numel // max(shape[0], 1)
+    inner = numel // max(shape[0], 1)
+    if group < 1 or inner % group:
+        raise MethodError(f"{NAME}: groups of {group} don't divide rows of {inner} weights (shape {shape})")
+    return numel // group, group
+
+
+def centred(packed: Packed, rows: tuple[int, int]) -> Tensor:
+    """Returns the codes less their zero point, int16 of shape `rows`; checks what may come from a stranger."""
+    codes = packed.tensor("codes", integer=True)
+    affine = "zero" in packed.parts
+    if codes.dtype != (torch.uint8 if affine else torch.int8):
+        raise MethodError(f"{NAME}: codes of dtype {codes.dtype}")
+    wide = codes.reshape(rows).to(torch.int16)
+    if not affine:
+        return wide
+    zero = packed.tensor("zero", shape=rows[:1], integer=True)
+    return wide - zero.to(torch.int16)[:, None]
+
+
+def level_range(packed: Packed) -> tuple[int, int]:
+    """Returns the lowest step and the number of levels of a table that covers the codes."""
+    steps = centred(packed, rows_of(packed.shape, str(packed.settings["per"]), int(packed.settings["group"])))
+    if not steps.numel():
+        return 0, 1
+    low, high = min(int(steps.min()), 0), max(int(steps.max()), 0)
+    return low, high - low + 1

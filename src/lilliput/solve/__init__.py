@@ -1,0 +1,1 @@
+"""Mathematics that several methods share: no models, no recipes, only tensors and numbers."""
