@@ -82,8 +82,7 @@ def weights(model: nn.Module) -> list[Weight]:
                 owners[key].append((path, attribute))
             found.setdefault(key, (kind_of_parameter(module, attribute, parameter), parameter))
     return [
-        Weight(join(*owners[key][0]), kind, tuple(owners[key]), parameter)
-        for key, (kind, parameter) in found.items()
+        Weight(join(*owners[key][0]), kind, tuple(owners[key]), parameter) for key, (kind, parameter) in found.items()
     ]
 
 
@@ -100,8 +99,8 @@ def _own_parameters(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
     hidden = getattr(module, "parametrizations", None)
     if isinstance(hidden, nn.ModuleDict):
         own += [
-            (name, parametrization.original)
+            (name, original)
             for name, parametrization in hidden.items()
-            if isinstance(getattr(parametrization, "original", None), nn.Parameter)
+            if isinstance(original := getattr(parametrization, "original", None), nn.Parameter)
         ]
     return own

@@ -94,7 +94,7 @@ def unpack(packed: Packed | Tensor) -> Tensor:
 
 def weight_method(path: str) -> type[WeightMethod]:
     """Returns the weight method of this path; MethodError if there is none, or it is of another kind."""
-    method = find_path(path)
+    method: type[WeightMethod] = find_path(path)
     if not (hasattr(method, "pack") and hasattr(method, "unpack")):
         raise MethodError(f"'{path}' is not a weight method: nothing can be unpacked with it")
     return method
@@ -158,8 +158,9 @@ def pack_rest(
     for name, part in packed.parts.items():
         if name in head.into and isinstance(part, Tensor):
             own = stats if tuple(part.shape) == packed.shape else None
-            part = pack_steps(part, rest, own, before.parts.get(name) if before else None)
-        parts[name] = part
+            parts[name] = pack_steps(part, rest, own, before.parts.get(name) if before else None)
+        else:
+            parts[name] = part
     return replace(packed, parts=parts)
 
 

@@ -42,11 +42,12 @@ class Rule:
     schedule: Schedule | None = None
     why: str = ""
 
-    def fits(self, name: str, kind: str) -> bool:
-        """Whether the rule speaks of this parameter."""
-        if kind == "vector" and self.layers == "*":
+    def fits(self, weight: Weight) -> bool:
+        """Whether the rule speaks of this weight, by any of its names."""
+        if weight.kind == "vector" and self.layers == "*":
             return False
-        return fnmatch.fnmatchcase(name, self.match) and fnmatch.fnmatchcase(kind, self.layers)
+        names = (weight.name, *weight.aliases)
+        return fnmatch.fnmatchcase(weight.kind, self.layers) and any(fnmatch.fnmatchcase(n, self.match) for n in names)
 
 
 @dataclass(frozen=True)
@@ -102,14 +103,14 @@ class Recipe:
             lines += [f"{key} = {_toml(value)}" for key, value in rule.items()]
         return "\n".join(lines) + "\n"
 
-    def rule_for(self, name: str, kind: str) -> Rule | None:
-        """Returns the first rule that fits a parameter, or None."""
-        return next((rule for rule in self.rules if rule.fits(name, kind)), None)
+    def rule_for(self, weight: Weight) -> Rule | None:
+        """Returns the first rule that fits a weight by any of its names, or None."""
+        return next((rule for rule in self.rules if rule.fits(weight)), None)
 
     def check(self, weights: list[Weight]) -> None:
         """Raises RecipeError if a rule fits none of these weights (an earlier rule may have taken them all)."""
         for number, rule in enumerate(self.rules):
-            if any(rule.fits(name, w.kind) for w in weights for name in (w.name, *w.aliases)):
+            if any(rule.fits(weight) for weight in weights):
                 continue
             kinds = sorted({w.kind for w in weights})
             names = [w.name for w in weights]

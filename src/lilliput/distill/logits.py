@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -17,8 +16,8 @@ class Logits:
     """(1 - a) CE(y, softmax(z)) + a T^2 KL(softmax(v / T) || softmax(z / T)), averaged over the batch.
 
     Hinton, Vinyals and Dean 2015 (arXiv 1503.02531). The factor T^2 keeps the size of the gradient when the
-    temperature changes: the gradient of the soft term is T (softmax(z / T) - softmax(v / T)) per example, and (z - v) / N for
-    zero-mean logits of N classes as T grows.
+    temperature changes: the gradient of the soft term is T (softmax(z / T) - softmax(v / T)) per example, and
+    (z - v) / N for zero-mean logits of N classes as T grows.
 
     Attributes:
         temperature: T > 0.
@@ -48,7 +47,9 @@ class Logits:
             DataError: if the shapes differ or the target is missing.
         """
         if student.shape != teacher.shape:
-            raise DataError(f"student gives {tuple(student.shape)}, teacher {tuple(teacher.shape)}: the logits must match")
+            raise DataError(
+                f"student gives {tuple(student.shape)}, teacher {tuple(teacher.shape)}: the logits must match"
+            )
         if target is None and self.weight < 1:
             raise DataError("distillation with weight < 1 needs targets besides the teacher's logits")
         soft = student.new_zeros(())
@@ -61,5 +62,3 @@ class Logits:
         if target is None or self.weight == 1:
             return soft
         return (1 - self.weight) * functional.cross_entropy(student, target) + self.weight * soft
-
-

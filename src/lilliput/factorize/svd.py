@@ -57,7 +57,9 @@ class Svd(WeightMethod):
         if weight.ndim < 2:
             raise MethodError(f"{NAME}: needs a weight of two or more axes, not of shape {tuple(weight.shape)}")
         matrix = weight.reshape(len(weight), -1) if weight.numel() else weight.new_zeros(len(weight), 0)
-        precise = matrix.to(torch.float64 if matrix.numel() <= 2**22 else torch.promote_types(matrix.dtype, torch.float32))
+        precise = matrix.to(
+            torch.float64 if matrix.numel() <= 2**22 else torch.promote_types(matrix.dtype, torch.float32)
+        )
         left, values, right = torch.linalg.svd(precise, full_matrices=False)
         rank = min(self.rank, len(values)) if self.rank else rank_for_energy(values, self.energy)
         rows, columns = matrix.shape
@@ -67,7 +69,10 @@ class Svd(WeightMethod):
                 f"the weight {weight.numel()}"
             )
         root = values[:rank].sqrt()
-        parts = {"u": (left[:, :rank] * root).to(weight.dtype), "v": (root[:, None] * right[:rank]).to(weight.dtype)}
+        parts = {
+            "u": (left[:, :rank] * root).to(weight.dtype),
+            "v": (root[:, None] * right[:rank]).to(weight.dtype),
+        }
         return Packed(NAME, tuple(weight.shape), weight.dtype, {k: v.contiguous() for k, v in parts.items()})
 
     @staticmethod

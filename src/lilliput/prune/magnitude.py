@@ -62,5 +62,3 @@ class Magnitude(Sparse):
     def choices(cls) -> tuple[Sparse, ...]:
         """Sparsities from 95 % to 50 %."""
         return tuple(cls(sparsity=s) for s in (0.95, 0.9, 0.8, 0.7, 0.6, 0.5))
-
-

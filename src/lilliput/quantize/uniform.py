@@ -65,7 +65,9 @@ class Uniform(WeightMethod):
         work = weight.to(torch.promote_types(weight.dtype, torch.float32)).reshape(rows)
         codes, parts = self._symmetric(work) if self.symmetric else self._affine(work)
         settings = {"per": self.per, "group": self.group if self.per == "group" else 0}
-        packed = Packed(NAME, tuple(weight.shape), weight.dtype, {"codes": codes.reshape(weight.shape), **parts}, settings)
+        packed = Packed(
+            NAME, tuple(weight.shape), weight.dtype, {"codes": codes.reshape(weight.shape), **parts}, settings
+        )
         return self._with_levels(packed, work) if self.cell_mean else packed
 
     def _symmetric(self, work: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -91,7 +93,7 @@ class Uniform(WeightMethod):
 
     def _with_levels(self, packed: Packed, work: Tensor) -> Packed:
         """Adds the mean of each cell in units of the scale, shared by all rows; the cell of exact zeros stays zero."""
-        steps = centred(packed, tuple(work.shape)).flatten()
+        steps = centred(packed, (work.shape[0], work.shape[1])).flatten()
         unit = (work / _divisor(packed.tensor("scale"))).flatten().double()
         lowest, count = level_range(packed)
         index = steps.long() - lowest

@@ -1,0 +1,79 @@
+"""Lilliput: a trained PyTorch network in, one small, safe and fast file out, and a report of what it cost."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lilliput.core.budget import Budget
+    from lilliput.core.errors import LilliputError, LilliputWarning
+    from lilliput.core.method import find, methods
+    from lilliput.core.packed import Packed, unpack
+    from lilliput.core.recipe import Recipe, Rule, presets
+    from lilliput.file.artifact import Artifact
+    from lilliput.run.load import load
+    from lilliput.search.plan import plan
+    from lilliput.train.attach import advance, attach, detach, new_parameters
+    from lilliput.train.compress import compress, pack
+    from lilliput.train.fit import fit
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Artifact",
+    "Budget",
+    "LilliputError",
+    "LilliputWarning",
+    "Packed",
+    "Recipe",
+    "Rule",
+    "advance",
+    "attach",
+    "compress",
+    "detach",
+    "find",
+    "fit",
+    "load",
+    "methods",
+    "new_parameters",
+    "pack",
+    "plan",
+    "presets",
+    "unpack",
+]
+
+# Where each name lives. Nothing is imported before it is used: `import lilliput` costs no torch.
+_HOMES = {
+    "Artifact": "file.artifact",
+    "Budget": "core.budget",
+    "LilliputError": "core.errors",
+    "LilliputWarning": "core.errors",
+    "Packed": "core.packed",
+    "Recipe": "core.recipe",
+    "Rule": "core.recipe",
+    "advance": "train.attach",
+    "attach": "train.attach",
+    "compress": "train.compress",
+    "detach": "train.attach",
+    "find": "core.method",
+    "fit": "train.fit",
+    "load": "run.load",
+    "methods": "core.method",
+    "new_parameters": "train.attach",
+    "pack": "train.compress",
+    "plan": "search.plan",
+    "presets": "core.recipe",
+    "unpack": "core.packed",
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'lilliput' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"lilliput.{home}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,63 @@
+"""What users bring as data: any iterable of inputs, (inputs, targets) pairs or dicts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from lilliput.core.errors import DataError
+
+
+def first(data: Iterable[Any]) -> Any:
+    """Returns the first element of an iterable.
+
+    Raises:
+        DataError: if it has none, or can't be iterated over.
+    """
+    if isinstance(data, Tensor):
+        return data
+    try:
+        return next(iter(data))
+    except StopIteration:
+        raise DataError("the data is empty: give an iterable with at least one batch") from None
+    except TypeError:
+        raise DataError(f"data must be an iterable of batches, not {type(data).__name__}") from None
+
+
+def inputs_of(batch: Any) -> Any:
+    """Returns the inputs of a batch: of a pair (inputs, targets) the first, of a dict all but `labels`.
+
+    >>> inputs_of(("x", "y"))
+    'x'
+    """
+    if isinstance(batch, Mapping):
+        return {key: value for key, value in batch.items() if key not in {"labels", "label", "target", "targets"}}
+    if isinstance(batch, list | tuple) and len(batch) == 2:
+        return batch[0]
+    if isinstance(batch, list | tuple) and len(batch) == 1:
+        return batch[0]
+    return batch
+
+
+def target_of(batch: Any) -> Any:
+    """Returns the targets of a batch, or None.
+
+    >>> target_of(("x", "y"))
+    'y'
+    """
+    if isinstance(batch, Mapping):
+        return next((batch[key] for key in ("labels", "label", "target", "targets") if key in batch), None)
+    if isinstance(batch, list | tuple) and len(batch) == 2:
+        return batch[1]
+    return None
+
+
+def call(model: nn.Module, inputs: Any) -> Any:
+    """Calls a model on inputs: a dict by keywords, a tuple or list by position, anything else as one argument."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    if isinstance(inputs, list | tuple):
+        return model(*inputs)
+    return model(inputs)

@@ -1,0 +1,1 @@
+"""Engines: what turns an artifact into something that runs, one a file."""

@@ -1,0 +1,73 @@
+"""`load`: from the file to something that runs."""
+
+from __future__ import annotations
+
+from os import PathLike
+
+import torch
+from torch import nn
+
+from lilliput.core.errors import ModelError
+from lilliput.core.method import find
+from lilliput.file.artifact import Artifact
+from lilliput.file.read import read
+
+
+def load(path: str | PathLike[str] | Artifact, *, into: nn.Module | None = None, engine: str = "dense") -> nn.Module:
+    """Loads a file written by `Artifact.save`.
+
+    Without `into` the network runs from the embedded graph: the model's class isn't needed. The file is only data:
+    nothing in it is executed, and a damaged or hostile one is refused.
+
+    Args:
+        path: the file, or an artifact in memory.
+        into: a model of the user's class, whose parameters and buffers are overwritten; its structure is cut first
+            where the file's network is smaller.
+        engine: what runs the graph; see `lilliput list run`.
+
+    Returns:
+        A module in eval mode, or `into` itself.
+
+    Raises:
+        FileError: if the file is refused.
+        ModelError: if the file has no graph, or `into` is another model; then `into` is unchanged.
+    """
+    artifact = path if isinstance(path, Artifact) else read(path)
+    if into is None:
+        module: nn.Module = find("run", engine)().load(artifact)
+        return module
+    return fill(into, artifact)
+
+
+def fill(model: nn.Module, artifact: Artifact) -> nn.Module:
+    """Overwrites the parameters and buffers of a model of the user's class, all of them or none.
+
+    Raises:
+        ModelError: names what is missing, unexpected or of another shape.
+    """
+    state = artifact.state_dict()
+    if artifact.cuts:
+        from lilliput.graph.dead import apply_cuts
+
+        apply_cuts(model, artifact.cuts)
+    own = model.state_dict(keep_vars=True)
+    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    if missing or extra:
+        raise ModelError(
+            f"the file is of another model than {type(model).__name__}: "
+            f"it lacks {_some(missing)}; it has {_some(extra)} that the model lacks"
+        )
+    for name, tensor in state.items():
+        if tensor.shape != own[name].shape:
+            raise ModelError(
+                f"{name} has shape {tuple(tensor.shape)} in the file and {tuple(own[name].shape)} in "
+                f"{type(model).__name__}: build the model with the settings that it was trained with"
+            )
+    with torch.no_grad():
+        for name, tensor in state.items():
+            own[name].copy_(tensor)
+    return model.eval()
+
+
+def _some(names: list[str]) -> str:
+    return "nothing" if not names else ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

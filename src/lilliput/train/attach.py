@@ -1,0 +1,254 @@
+"""`attach` a recipe to a model for training, `detach` it, and `pack` what was trained."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from lilliput.core.data import first, inputs_of
+from lilliput.core.errors import LilliputError, ModelError, NotWorthwhile, RecipeError
+from lilliput.core.layers import Weight, weights
+from lilliput.core.packed import Packed
+from lilliput.core.recipe import Recipe
+from lilliput.train.node import Node
+
+# Where an attached model keeps its recipe: a plain attribute, so that deepcopy carries it and state_dict doesn't.
+ATTRIBUTE = "_lilliput"
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """What `attach` leaves on a model besides the parametrizations.
+
+    Attributes:
+        recipe: the recipe that is attached.
+        example: an input of the model, for its graph; None if none was given.
+        notes: weights that were left as they are, and why.
+        order: names of each owner's parameters in the order in which it made them, by module path.
+    """
+
+    recipe: Recipe
+    example: Any
+    notes: dict[str, str]
+    order: dict[str, tuple[str, ...]]
+
+
+def attach(model: nn.Module, recipe: Recipe, data: Any = None, *, example: Any = None, stats: Any = None) -> nn.Module:
+    """Attaches a recipe to a model, in place: from now on each forward pass uses the compressed weights.
+
+    The model keeps its class and its parameters; train it in your own loop, then call `pack`. Weights that are
+    trained through parts in their place (a codebook, low-rank factors) get new parameters: make the optimizer after
+    `attach`, or add `new_parameters(model)` to it. Attaching again goes on from the state that is there: a mask stays,
+    so that pruning, then pruning and sharing, is two calls.
+
+    `state_dict` keys are those of `torch.nn.utils.parametrize`: `<module>.parametrizations.<name>.original` is the
+    latent weight and `<module>.parametrizations.<name>.0.*` the state of its steps.
+
+    Args:
+        model: the user's model; changed in place, or not at all if this raises.
+        recipe: what to do with which weight.
+        data: any iterable of inputs; its first element serves as `example`.
+        example: one input (a tensor, tuple or dict), from which `pack` later gets the graph.
+        stats: what `observe` collected, by weight name.
+
+    Returns:
+        The same model.
+
+    Raises:
+        RecipeError: if a rule fits no weight.
+        MethodError: if a method can't take a weight; names the layer.
+        ModelError: if a weight is parametrized by somebody else.
+
+    >>> from lilliput.core.recipe import Rule
+    >>> from lilliput.prune.magnitude import Magnitude
+    >>> net = attach(nn.Linear(4, 2), Recipe((Rule(steps=(Magnitude(sparsity=0.5),)),)))
+    >>> int((net.weight == 0).sum())
+    4
+    """
+    found = weights(model)
+    recipe.check(found)
+    if example is None and data is not None:
+        example = inputs_of(first(data))
+    notes: dict[str, str] = {}
+    planned: list[tuple[Weight, Node]] = []
+    for weight in found:
+        node = _node_for(model, weight, recipe, (stats or {}).get(weight.name), notes)
+        if node is not None:
+            planned.append((weight, node))
+    previous = attachment(model)
+    if previous is not None:
+        if example is None:
+            example = previous.example
+        detach(model)
+    paths = dict.fromkeys(path for weight, _ in planned for path, _ in weight.owners)
+    order = {path: tuple(model.get_submodule(path)._parameters) for path in paths}
+    for weight, node in planned:
+        _register(model, weight, node)
+    for module in _recurrent(model, [weight for weight, _ in planned]):
+        module.register_forward_hook(_drop_graph)
+    object.__setattr__(model, ATTRIBUTE, Attachment(recipe, example, notes, order))
+    return model
+
+
+def _node_for(model: nn.Module, weight: Weight, recipe: Recipe, stats: Any, notes: dict[str, str]) -> Node | None:
+    rule = recipe.rule_for(weight)
+    if rule is None or not rule.steps:
+        return None
+    current = node_of(model, weight)
+    prior = current.state(weight.parameter) if current is not None else None
+    try:
+        # A part trained in the weight's place holds what the weight is now.
+        latent = weight.parameter if current is None or not current.trained else current(weight.parameter)
+        return Node(latent, rule.steps, stats=stats, prior=prior, schedule=rule.schedule)
+    except NotWorthwhile as reason:
+        notes[weight.name] = str(reason)
+        return None
+    except LilliputError as error:
+        raise type(error)(f"{weight.name} ({weight.kind}, {tuple(weight.parameter.shape)}): {error}") from None
+
+
+def _register(model: nn.Module, weight: Weight, node: Node) -> None:
+    node.train(model.training)
+    for path, attribute in weight.owners:
+        # unsafe: the check would run every method once more, and shape and dtype are ours by law.
+        parametrize.register_parametrization(model.get_submodule(path), attribute, node, unsafe=True)
+    if node.trained:
+        # The latent weight has no say any more; DDP must not wait for its gradient.
+        weight.parameter.requires_grad_(False)
+
+
+def _recurrent(model: nn.Module, found: list[Weight]) -> list[nn.RNNBase]:
+    paths = dict.fromkeys(path for weight in found for path, _ in weight.owners)
+    modules = [model.get_submodule(path) for path in paths]
+    return [module for module in modules if isinstance(module, nn.RNNBase)]
+
+
+def _drop_graph(module: nn.RNNBase, inputs: Any, output: Any) -> None:
+    """Keeps a recurrent layer's list of weights free of autograd history, which would forbid deepcopy.
+
+    The layer notices by itself, in the next forward pass, that these are not its weights any more.
+    """
+    flat = [weight for weight in module._flat_weights if weight is not None]
+    module._flat_weights = [weight.detach() if weight.grad_fn else weight for weight in flat]
+
+
+def detach(model: nn.Module) -> nn.Module:
+    """Removes what `attach` added, in place; the weights keep their compressed values.
+
+    Tied weights stay tied, and each parameter object is the one that it was before `attach`, in the same order.
+
+    >>> net = detach(nn.Linear(2, 2))
+    """
+    state = attachment(model)
+    if state is None:
+        return model
+    found = list(attached(model))
+    recurrent = _recurrent(model, [weight for weight, _ in found])
+    for weight, node in found:
+        with torch.no_grad():
+            value = node(weight.parameter)
+            weight.parameter.copy_(value)
+        weight.parameter.requires_grad_(True)
+        for path, attribute in weight.owners:
+            module = model.get_submodule(path)
+            _own_class(module)
+            parametrize.remove_parametrizations(module, attribute, leave_parametrized=False)
+    for path, names in state.order.items():
+        parameters = model.get_submodule(path)._parameters
+        for name in names:
+            parameters[name] = parameters.pop(name)
+    for module in recurrent:
+        for key in [key for key, hook in module._forward_hooks.items() if hook is _drop_graph]:
+            del module._forward_hooks[key]
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            setattr(module, name, parameter)
+    delattr(model, ATTRIBUTE)
+    return model
+
+
+def _own_class(module: nn.Module) -> None:
+    """Gives a parametrized module a class that no copy of it shares.
+
+    A deepcopy shares the class that holds the parametrized property; removing the property from one would break all.
+    """
+    cls = type(module)
+    body = {name: value for name, value in vars(cls).items() if name not in {"__dict__", "__weakref__"}}
+    module.__class__ = type(cls.__name__, cls.__bases__, body)
+
+
+def attachment(model: nn.Module) -> Attachment | None:
+    """Returns what is attached to a model, or None."""
+    found = getattr(model, ATTRIBUTE, None)
+    return found if isinstance(found, Attachment) else None
+
+
+def node_of(model: nn.Module, weight: Weight) -> Node | None:
+    """Returns the node behind a weight, or None; ModelError if the weight is parametrized by somebody else."""
+    path, attribute = weight.owners[0]
+    module = model.get_submodule(path)
+    if not parametrize.is_parametrized(module, attribute):
+        return None
+    chain = module.parametrizations[attribute]  # type: ignore[index]
+    if len(chain) != 1 or not isinstance(chain[0], Node):
+        raise ModelError(f"{weight.name} has a parametrization of its own ({chain[0]}); remove it first")
+    return chain[0]
+
+
+def attached(model: nn.Module) -> Iterator[tuple[Weight, Node]]:
+    """Yields every weight with something attached, and its node."""
+    for weight in weights(model):
+        node = node_of(model, weight)
+        if node is not None:
+            yield weight, node
+
+
+def new_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Returns the parameters that `attach` added: codebooks and factors, for an optimizer that existed before.
+
+    >>> new_parameters(nn.Linear(2, 2))
+    []
+    """
+    return [parameter for _, node in attached(model) for parameter in node.parameters()]
+
+
+def advance(model: nn.Module, progress: float) -> bool:
+    """Moves schedules to this point of the training; call it between optimizer steps.
+
+    Args:
+        model: a model with a recipe attached.
+        progress: part of the training that is over, 0 to 1.
+
+    Returns:
+        Whether anything changed.
+    """
+    if not 0 <= progress <= 1:
+        raise RecipeError(f"progress = {progress} must lie between 0 and 1")
+    with torch.no_grad():
+        changed = [node.advance(weight.parameter, progress) for weight, node in attached(model)]
+    return any(changed)
+
+
+def packed_weights(model: nn.Module) -> dict[str, Packed | Tensor]:
+    """Returns every parameter and buffer of a model by its plain name, attached weights packed."""
+    result: dict[str, Packed | Tensor] = {}
+    nodes = {weight.name: (weight, node) for weight, node in attached(model)}
+    for weight in weights(model):
+        _, node = nodes.get(weight.name, (weight, None))
+        result[weight.name] = node.packed(weight.parameter) if node else weight.parameter.detach().clone()
+    inside = {id(buffer) for _, node in nodes.values() for buffer in node.buffers()}
+    persistent = model.state_dict(keep_vars=True)
+    for name, buffer in model.named_buffers():
+        if id(buffer) not in inside and name in persistent:
+            result[name] = buffer.detach().clone()
+    return result
+
+
+def plain_copy(model: nn.Module) -> nn.Module:
+    """Returns a copy of the model with the compressed weights as ordinary parameters."""
+    return detach(copy.deepcopy(model))

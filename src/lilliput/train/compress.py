@@ -1,0 +1,167 @@
+"""`compress` a model at once, without training, and `pack` one that was trained with a recipe attached."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lilliput.core.data import first, inputs_of
+from lilliput.core.errors import LilliputError, ModelError, NotWorthwhile
+from lilliput.core.layers import Weight, weights
+from lilliput.core.packed import Packed, pack_steps, unpack
+from lilliput.core.recipe import Recipe
+from lilliput.file.artifact import Artifact
+from lilliput.graph.fold import fold as fold_batch_norms
+from lilliput.graph.trace import trace
+from lilliput.train.attach import attachment, packed_weights, plain_copy
+
+
+def compress(
+    model: nn.Module,
+    recipe: Recipe,
+    data: Any = None,
+    *,
+    example: Any = None,
+    fold: bool = True,
+    stats: Mapping[str, Any] | None = None,
+) -> Artifact:
+    """Compresses a trained model at once.
+
+    Args:
+        model: any module; it is not changed.
+        recipe: what to do with which weight.
+        data: any iterable of inputs or (inputs, targets); its first element serves as `example`.
+        example: one input (a tensor, tuple, or dict of keywords), which gives the graph its shapes; without data
+            and example the file holds no graph.
+        fold: fold each BatchNorm into the convolution before it.
+        stats: what `observe` collected, by weight name.
+
+    Returns:
+        The artifact; `save` writes it.
+
+    Raises:
+        RecipeError: if a rule fits no weight.
+        MethodError: if a method can't take a weight; names the layer.
+        ModelError: if a weight isn't finite.
+
+    >>> artifact = compress(nn.Linear(4, 2), Recipe.preset("int8"))
+    >>> artifact.weights["weight"].method
+    'quantize/uniform'
+    """
+    recipe.check(weights(model))
+    if example is None and data is not None:
+        example = inputs_of(first(data))
+    work = plain_copy(model).eval()
+    check_finite(work)
+    facts: dict[str, Any] = {"original": tensor_bytes(model)}
+    notes: dict[str, str] = {}
+    if fold and example is not None:
+        facts["folded"] = _folded(work, example, notes)
+    packed: dict[str, Packed | Tensor] = dict(packed_weights(work))
+    for weight in weights(work):
+        packed[weight.name] = _packed(weight, recipe, (stats or {}).get(weight.name), notes)
+    return _artifact(work, recipe, packed, example, facts, notes)
+
+
+def pack(model: nn.Module, *, example: Any = None) -> Artifact:
+    """Packs a model that was trained with a recipe attached; the model is not changed.
+
+    Args:
+        model: a model after `attach`.
+        example: one input for the graph; by default the one that `attach` saw.
+
+    Returns:
+        The artifact: its weights are, bit for bit, those of the attached model in eval mode.
+
+    Raises:
+        ModelError: if nothing is attached, or a weight isn't finite.
+    """
+    state = attachment(model)
+    if state is None:
+        raise ModelError("nothing is attached to this model; call attach(model, recipe) first, or compress(...)")
+    work = plain_copy(model).eval()
+    check_finite(work)
+    facts = {"original": tensor_bytes(work)}
+    example = state.example if example is None else example
+    return _artifact(work, state.recipe, packed_weights(model), example, facts, dict(state.notes))
+
+
+def _packed(weight: Weight, recipe: Recipe, stats: Any, notes: dict[str, str]) -> Packed | Tensor:
+    value = weight.parameter.detach()
+    rule = recipe.rule_for(weight)
+    if rule is None or not rule.steps:
+        return value.clone()
+    try:
+        return pack_steps(value, rule.steps, stats)
+    except NotWorthwhile as reason:
+        notes[weight.name] = str(reason)
+        return value.clone()
+    except LilliputError as error:
+        raise type(error)(f"{weight.name} ({weight.kind}, {tuple(value.shape)}): {error}") from None
+
+
+def _folded(work: nn.Module, example: Any, notes: dict[str, str]) -> int:
+    try:
+        return len(fold_batch_norms(work, example))
+    except ModelError as error:
+        notes["BatchNorm"] = f"not folded: {error}"
+        return 0
+
+
+def _artifact(
+    work: nn.Module,
+    recipe: Recipe,
+    packed: dict[str, Packed | Tensor],
+    example: Any,
+    facts: dict[str, Any],
+    notes: dict[str, str],
+) -> Artifact:
+    """Adds graph, aliases and facts; `work` is the plain model whose weights become the unpacked ones."""
+    found = weights(work)
+    facts["error"] = errors(found, packed)
+    graph, constants = None, {}
+    if example is None:
+        notes["graph"] = "none: no data and no example was given; load it into your own model"
+    else:
+        with torch.no_grad():
+            for weight in found:
+                weight.parameter.copy_(unpack(packed[weight.name]))
+        try:
+            graph, constants = trace(work, example)
+        except ModelError as error:
+            notes["graph"] = f"none: {error}; load it into your own model"
+    aliases = {alias: weight.name for weight in found for alias in weight.aliases}
+    if notes:
+        facts["notes"] = notes
+    return Artifact(packed, recipe, graph, constants, (), aliases, facts)
+
+
+def errors(found: list[Weight], packed: Mapping[str, Packed | Tensor]) -> dict[str, float]:
+    """Returns |w - unpacked| / |w| in the Frobenius norm for each packed weight, rounded to three digits."""
+    result = {}
+    for weight in found:
+        part = packed[weight.name]
+        if isinstance(part, Packed):
+            before = weight.parameter.detach().double()
+            size = float(before.norm())
+            result[weight.name] = float(f"{float((unpack(part).double() - before).norm()) / (size or 1):.3g}")
+    return result
+
+
+def check_finite(model: nn.Module) -> None:
+    """Raises ModelError if a parameter holds NaN or infinity; names it."""
+    for name, parameter in model.named_parameters():
+        if parameter.dtype.is_floating_point and not bool(torch.isfinite(parameter).all()):
+            bad = int((~torch.isfinite(parameter)).sum())
+            raise ModelError(
+                f"{name}: {bad} of {parameter.numel()} weights are NaN or infinite; repair the model first"
+            )
+
+
+def tensor_bytes(model: nn.Module) -> int:
+    """Returns the bytes of all parameters and persistent buffers, tied ones once."""
+    tensors = {id(tensor): tensor for tensor in model.state_dict(keep_vars=True).values()}
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
