@@ -1,0 +1,1 @@
+"""Lossless codings of integer arrays, one a file; `choose` takes the smallest."""

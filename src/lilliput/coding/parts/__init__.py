@@ -1,0 +1,1 @@
+"""What several codings share: bits, alphabets, histograms and the rANS stream itself."""
