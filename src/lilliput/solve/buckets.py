@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,10 +54,10 @@ class Groups:
     low: int = 0
     shift: int = 0
 
-    def holding(self, points: Floats) -> Integers:
-        """Indices of the groups of several values whose buckets hold these points or lie beside them."""
+    def holding(self, points: Floats, beside: int = 0) -> Integers:
+        """Indices of the groups of several values whose buckets hold these points, or are so near to them."""
         middle = (keys(points) - self.low) >> self.shift
-        wanted = np.concatenate([middle - 1, middle, middle + 1])
+        wanted = np.concatenate([middle + step for step in range(-beside, beside + 1)])
         return np.flatnonzero(np.isin(self.buckets, wanted[wanted >= 0]))
 
     def opened(self, groups: Integers) -> Groups:
@@ -83,8 +83,9 @@ class Groups:
 def group(values: NDArray[Any]) -> Groups:
     """Groups values: by value where they are few, else by the leading bits of their float32 form.
 
-    Buckets are as wide as the values call for: up to 2^20 of them from the least to the greatest key, about 2^-11 of a
-    value's magnitude each where all magnitudes occur, and one for each float32 where they lie close together.
+    Buckets are as wide as the values call for: up to 2^20 of them from the least to the greatest key, about
+    2^-11 of a value's magnitude each where all magnitudes occur, and one for each float32 where they lie close
+    together.
 
     Args:
         values: 1-D float32 or float64 array of finite values within float32's range, at least one.
@@ -121,7 +122,7 @@ def _spliced(array: NDArray[Any], removed: Integers, place: Integers, inserted: 
     """`array` with the entries `removed` replaced by those `inserted` whose `place` is the same."""
     kept = np.delete(np.arange(len(array)), removed)
     order = np.argsort(np.concatenate([kept, place]), kind="stable")
-    return cast(NDArray[Any], np.concatenate([array[kept], inserted])[order])
+    return np.concatenate([array[kept], inserted])[order]
 
 
 def _sums(
@@ -130,7 +131,7 @@ def _sums(
     """Count and sum of the values of each bucket, or of each key of those buckets that have a slot."""
     counts, sums = np.zeros(cells, dtype=np.int64), np.zeros(cells)
     low, shift = window
-    native = extension()
+    native = extension(len(values), "k-means")
     if native is not None:
         native.kmeans1d_bucket_sums(values, low, shift, slots, counts, sums)
         return counts, sums
@@ -150,7 +151,7 @@ def _sums(
 def _gather(groups: Groups, marked: NDArray[np.uint8], length: int) -> NDArray[Any]:
     """The values of all marked buckets, in their order."""
     values, low, shift = groups.values, groups.low, groups.shift
-    native = extension()
+    native = extension(len(values), "k-means")
     if native is not None:
         found = np.empty(length, dtype=values.dtype)
         native.kmeans1d_bucket_gather(values, low, shift, marked, found)

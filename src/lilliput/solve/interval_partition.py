@@ -17,21 +17,21 @@ Cost = Callable[[Any, Any], Floats]
 
 # The table of starts has an int32 for each (interval, point): 128 MB at most.
 TABLE_CELLS = 1 << 25
-LARGEST_K = 4096
+LARGEST_K = 1024
 
 
 def partition(points: Floats, weights: Floats, k: int) -> Integers:
-    """Cuts sorted points into k non-empty intervals of the least total squared error about their weighted means.
+    """Cuts sorted points into k intervals of the least total squared error about their weighted means.
 
-    D_c(i) = min over j of D_{c-1}(j) + cost(j, i), where cost(j, i) is the squared error of the points j..i-1. The best
-    j grows with i, so that each layer is solved by divide and conquer in O(n log n). The costs come from prefix sums in
-    doubles, and once more in pairs of doubles if the error found is so small beside the sum of squares that rounding
-    could have chosen the intervals (tight clusters far apart).
+    D_c(i) = min over j of D_{c-1}(j) + cost(j, i), where cost(j, i) is the squared error of the points j..i-1.
+    The best j grows with i, so that each layer is solved by divide and conquer in O(n log n). The costs come from
+    prefix sums in doubles, and once more in pairs of doubles if the error found is so small beside the sum of
+    squares that rounding could have chosen the intervals (tight clusters far apart).
 
     Args:
         points: n values, strictly ascending, float64.
         weights: n weights > 0, float64, exact integers as a rule.
-        k: number of intervals, 1 <= k <= n, at most 4096.
+        k: number of intervals, 1 <= k <= n, at most 1024.
 
     Returns:
         The k indices at which the intervals start; the first is 0. Among equally good cuts, the leftmost.
@@ -61,7 +61,7 @@ def partition(points: Floats, weights: Floats, k: int) -> Integers:
 
 
 def _outward(terms: Floats, pivot: int) -> Floats:
-    """Prefix sums that are zero at the pivot, so that a far outlier spoils only the intervals that hold it."""
+    """Prefix sums that are zero at the pivot: a far outlier spoils only the intervals that hold it."""
     below = -np.cumsum(terms[:pivot][::-1])[::-1]
     return np.concatenate([below, [0.0], np.cumsum(terms[pivot:])])
 
@@ -130,7 +130,8 @@ def _solve(sums: tuple[Floats, ...], k: int) -> tuple[float, Integers]:
 def _plain_cost(mass: Floats, first: Floats, second: Floats) -> Cost:
     def cost(a: Any, b: Any) -> Floats:
         moment = first[b] - first[a]
-        return np.maximum((second[b] - second[a]) - moment * moment / (mass[b] - mass[a]), 0.0)
+        error: Floats = np.maximum((second[b] - second[a]) - moment * moment / (mass[b] - mass[a]), 0.0)
+        return error
 
     return cost
 
@@ -145,7 +146,8 @@ def _pair_cost(mass: Floats, first: Floats, second: Floats, first_low: Floats, s
         quotient = product / weight
         back, back_low = _exact_product(quotient, weight)
         quotient_low = (((product - back) - back_low) + product_low) / weight
-        return np.maximum((square - quotient) + (square_low - quotient_low), 0.0)
+        error: Floats = np.maximum((square - quotient) + (square_low - quotient_low), 0.0)
+        return error
 
     return cost
 
