@@ -1,0 +1,38 @@
+"""What several tests share: the paths of examples and benchmarks, and fixtures that give real data and networks."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from torch import Tensor, nn
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / "examples"), str(ROOT / "benchmarks")]
+
+
+@pytest.fixture(scope="session")
+def fashion_mnist_directory() -> Path:
+    """The directory of the four files; the test is skipped where they can be had from nowhere."""
+    import fashion_mnist
+
+    try:
+        return fashion_mnist.find()
+    except fashion_mnist.DataMissingError as error:
+        pytest.skip(f"needs Fashion-MNIST: {error}")
+
+
+@pytest.fixture(scope="session")
+def validation_pictures(fashion_mnist_directory: Path) -> tuple[Tensor, Tensor]:
+    """The first 1,000 validation pictures, 1000 x 1 x 28 x 28, and their labels."""
+    import fashion_mnist
+
+    images, labels = fashion_mnist.load("validation")
+    return images[:1000].clone(), labels[:1000].clone()
+
+
+@pytest.fixture
+def demo_model() -> nn.Module:
+    """The demo's network with its shipped weights, in eval mode; each test gets its own."""
+    import fashion_cnn
+
+    return fashion_cnn.trained()
