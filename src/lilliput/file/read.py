@@ -1,0 +1,193 @@
+"""Reads a file, trusting nothing in it: every bound is checked before memory is taken, and nothing in it is run."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import stat
+from collections.abc import Callable
+from os import PathLike
+from typing import Any, BinaryIO, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lilliput.core.errors import FileError, LilliputError
+from lilliput.core.packed import Packed, weight_method
+from lilliput.core.recipe import Recipe, from_data
+from lilliput.file import entries, layout
+from lilliput.file.artifact import Artifact
+from lilliput.file.entries import Node
+from lilliput.file.leaf import Leaf
+from lilliput.file.source import Opened, entries_of, open_file, table_of
+from lilliput.file.survey import describe
+
+Result = TypeVar("Result")
+
+
+def read(path: str | PathLike[str], max_bytes: int = layout.MAX_BYTES) -> Artifact:
+    """Reads a file that `write` wrote, or refuses it.
+
+    Args:
+        path: a regular file.
+        max_bytes: cap on the bytes that its tensors take once decoded, and on those of the weights once unpacked.
+
+    Returns:
+        The artifact; its tensors are on the CPU and share memory with nothing.
+
+    Raises:
+        FileError: the file is missing, damaged, hostile, too large, of a newer format, or no Lilliput file at all.
+    """
+    return _named(path, lambda file, length: _artifact(open_file(file, length), max_bytes))
+
+
+def loads(data: bytes, max_bytes: int = layout.MAX_BYTES) -> Artifact:
+    """Reads a file's bytes; see `read`."""
+    return _artifact(open_file(io.BytesIO(data), len(data)), max_bytes)
+
+
+def inspect(path: str | PathLike[str]) -> dict[str, Any]:
+    """Tells what can be told of a file without decoding a tensor; see `survey.describe` for what is in it.
+
+    Raises:
+        FileError: as `read`, as far as it can be seen without decoding.
+    """
+    return _named(path, lambda file, length: describe(open_file(file, length)))
+
+
+def _named(path: str | PathLike[str], function: Callable[[BinaryIO, int], Result]) -> Result:
+    """Calls a function with an open file and its length, and puts the file's name into what goes wrong."""
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise FileError("it is a folder or a device, not a file")
+        with open(path, "rb") as file:
+            return function(file, os.fstat(file.fileno()).st_size)
+    except OSError as error:
+        raise FileError(f"{os.fspath(path)}: can't be read: {error.strerror or error}") from None
+    except MemoryError:
+        raise FileError(f"{os.fspath(path)}: there isn't memory enough for what the file declares") from None
+    except FileError as error:
+        raise FileError(f"{os.fspath(path)}: {error}") from error.__cause__
+
+
+def _artifact(opened: Opened, max_bytes: int) -> Artifact:
+    table, streams = table_of(opened)
+    found, weights, constants = entries_of(opened, table, streams, max_bytes)
+    aliases = entries.aliases(table.get("a", {}), weights, constants)
+    cuts = entries.cuts(table.get("k", []))
+    facts = table.get("f", {})
+    if not isinstance(facts, dict):
+        raise FileError("manifest: facts must be an object")
+    recipe = _recipe(table["r"]) if "r" in table else Recipe()
+    graph = _graph(table["g"], {*weights, *constants, *aliases}) if "g" in table else None
+    for name, node in weights.items():
+        _check_methods(name, node)
+    tensors = _decoded(found.leaves, opened)
+    return Artifact(
+        weights={name: _built(node, tensors) for name, node in weights.items()},
+        recipe=recipe,
+        graph=graph,
+        constants={name: _plain(name, node, tensors) for name, node in constants.items()},
+        cuts=cuts,
+        aliases=aliases,
+        facts=facts,
+    )
+
+
+def _recipe(data: Any) -> Recipe:
+    try:
+        return from_data(data)
+    except LilliputError as error:
+        raise FileError(f"manifest: {_line(error)}") from None
+    except Exception as error:  # a method's own checks, met with a stranger's settings
+        raise FileError(f"manifest: the recipe can't be read: {_line(error)}") from error
+
+
+def _graph(data: Any, names: set[str]) -> Any:
+    from lilliput.graph.ir import Graph
+
+    graph = Graph.from_json(data)
+    for name in graph.tensors:
+        if name not in names:
+            raise FileError(f"graph: tensor {name[:80]!a} is not in the file")
+    return graph
+
+
+def _check_methods(name: str, node: Node | int) -> None:
+    """Finds the methods of a packed weight; only those of this package and of installed plug-ins can be found."""
+    if isinstance(node, int):
+        return
+    try:
+        weight_method(node.method)
+    except Exception as error:
+        raise FileError(f"manifest: {name}: {_line(error)}") from error
+    for part in node.parts.values():
+        _check_methods(name, part)
+
+
+def _decoded(leaves: list[Leaf], opened: Opened) -> list[Tensor]:
+    """Makes the tensor of every leaf."""
+    streams = opened.buffers.get(layout.STREAMS, np.empty(0, np.uint8))
+    tensors: list[Tensor] = []
+    at = 0
+    for leaf in leaves:
+        dtype = layout.DTYPES[leaf.code]
+        if leaf.how == "=":
+            tensor = _filled(leaf, dtype)
+        elif leaf.how == "copy":
+            tensor = tensors[int(leaf.argument)].clone()
+        elif leaf.how == "named":
+            tensor = torch.from_numpy(opened.buffers[leaf.name]).view(dtype).reshape(leaf.shape)
+        else:
+            data = streams[at : at + int(leaf.argument)]
+            at += len(data)
+            raw = leaf.how == "raw"
+            tensor = torch.from_numpy(data.copy()).view(dtype).reshape(leaf.shape) if raw else _coded(leaf, data, dtype)
+        if leaf.part and dtype.is_floating_point and not bool(torch.isfinite(tensor).all()):
+            raise FileError(f"{leaf.name}: holds NaN or infinity, which a packed weight can't")
+        tensors.append(tensor)
+    return tensors
+
+
+def _filled(leaf: Leaf, dtype: torch.dtype) -> Tensor:
+    """A tensor of equal elements, made through integers so that their bits stay as they are."""
+    width = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+    element = int.from_bytes(bytes.fromhex(str(leaf.argument)), "little", signed=True)
+    return torch.full(leaf.shape, element, dtype=width).view(dtype)
+
+
+def _coded(leaf: Leaf, data: np.ndarray, dtype: torch.dtype) -> Tensor:
+    from lilliput.coding import choose
+
+    kind = np.dtype(bool) if dtype == torch.bool else torch.empty(0, dtype=dtype).numpy().dtype
+    try:
+        array = choose.decode(leaf.how, data.data, leaf.shape, kind)
+    except FileError as error:
+        raise FileError(f"{leaf.name}: {_line(error)}") from None
+    except (ValueError, IndexError, ArithmeticError, TypeError) as error:
+        raise FileError(f"{leaf.name}: its {leaf.how} stream is damaged: {_line(error)}") from error
+    if array.dtype != kind or array.size != math.prod(leaf.shape):
+        raise FileError(f"{leaf.name}: its {leaf.how} stream holds something else than the manifest says")
+    return torch.from_numpy(array).reshape(leaf.shape)
+
+
+def _built(node: Node | int, tensors: list[Tensor]) -> Packed | Tensor:
+    if isinstance(node, int):
+        return tensors[node]
+    parts = {name: _built(part, tensors) for name, part in node.parts.items()}
+    return Packed(node.method, node.shape, node.dtype, parts, node.settings)
+
+
+def _plain(name: str, node: Node | int, tensors: list[Tensor]) -> Tensor:
+    if not isinstance(node, int):
+        raise FileError(f"manifest: constant {name[:80]!a} must be a plain tensor")
+    return tensors[node]
+
+
+def _line(error: BaseException) -> str:
+    """Returns an error's message as one line of bounded length."""
+    text = " ".join(str(error).split())
+    return text[:400] or type(error).__name__
