@@ -1,0 +1,138 @@
+"""Weight sharing by k-means: each weight is one of a few shared values, which training goes on to tune."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lilliput.core.checks import check_range, check_weight
+from lilliput.core.errors import MethodError
+from lilliput.core.method import WeightMethod
+from lilliput.core.packed import Packed, unpack
+from lilliput.solve import kmeans1d
+from lilliput.solve.interval_partition import LARGEST_K
+
+NAME = "share/kmeans"
+
+
+@dataclass(frozen=True)
+class KMeans(WeightMethod):
+    """Shares k values among the weights of a tensor: min over c of sum_i min_j (w_i - c_j)^2.
+
+    Deep Compression (Han, Mao and Dally 2016, arXiv 1510.00149). Exact zeros are left out and stay exactly zero: where
+    a weight has any, code 0 means zero and the k values are for the others, so that a pruned weight keeps its dense
+    shape and zero is an ordinary symbol to the entropy coder. While training goes on the codes stay and the shared
+    values are trained; the gradient of one is the sum over its weights, dL/dc_j = sum_{i: code_i = j} dL/dw_i.
+
+    The paper starts Lloyd's iteration in one of three ways, which end in a median 16 to 175 % more squared error than
+    the optimum on pruned weights with 32 values; the optimum costs no more time (see `solve.kmeans1d`).
+
+    Attributes:
+        bits: k = 2^bits shared values, 1 to 8.
+        k: the number of shared values if it is no power of two, 1 to 1024; 0 means 2^bits.
+        init: `"optimal"`, or how Lloyd's iteration starts: `"forgy"` (k of the weights, at random), `"density"` (evenly
+            spaced in the cumulative distribution) or `"linear"` (evenly spaced from min to max).
+        seed: of `forgy`.
+
+    >>> packed = KMeans(bits=1).pack(torch.tensor([[1.0, 0.0, 1.5], [-2.0, 0.0, 0.0]]))
+    >>> packed.parts["codes"].tolist(), packed.parts["codebook"].tolist()
+    ([[2, 0, 2], [1, 0, 0]], [-2.0, 1.25])
+    """
+
+    bits: int = 5
+    k: int = 0
+    init: Literal["optimal", "forgy", "density", "linear"] = "optimal"
+    seed: int = 0
+
+    into = ("codebook",)
+    keeps_zeros = True
+    training = "parts"
+    trained = ("codebook",)
+    frozen = ("codes",)
+    exact = True
+
+    def __post_init__(self) -> None:
+        check_range(NAME, "bits", self.bits, 1, 8)
+        check_range(NAME, "k", self.k, 0, LARGEST_K)
+        check_range(NAME, "seed", self.seed, 0, 2**63, open_high=True)
+        if self.init not in {"optimal", "forgy", "density", "linear"}:
+            raise MethodError(f"{NAME}: no init '{self.init}'; there are optimal, forgy, density, linear")
+
+    @property
+    def clusters(self) -> int:
+        """The number of shared values, zero not counted."""
+        return self.k or 2**self.bits
+
+    def pack(self, weight: Tensor, stats: object = None, prior: Packed | None = None) -> Packed:
+        """Packs to `codes` (dense; uint8, or int16 beyond 256 symbols) and `codebook` (ascending, at least float32).
+
+        Args:
+            weight: any shape, any floating-point dtype.
+            stats: not used.
+            prior: the weight packed before: its codes and (trained) codebook stay, unless it has more values than
+                asked for now; weights that have become zero since get the code of zero.
+
+        Raises:
+            MethodError: if a weight isn't finite.
+        """
+        weight = weight.detach()
+        check_weight(weight, NAME)
+        if prior is not None and prior.shape == tuple(weight.shape):
+            codebook = unpack(prior.parts["codebook"]).detach()
+            if len(codebook) <= self.clusters:
+                codes = prior.tensor("codes").to(torch.int16) + (not prior.settings["zero"])
+                return _packed(weight, codes.masked_fill(weight == 0, 0), codebook)
+        flat = weight.reshape(-1)
+        live = flat != 0
+        values = flat[live]
+        codebook = self._codebook(values)
+        codes = torch.zeros(flat.shape, dtype=torch.int16, device=flat.device)
+        codes[live] = kmeans1d.assign(values, codebook).to(torch.int16) + 1
+        return _packed(weight, codes.reshape(weight.shape), codebook.to(flat.device))
+
+    def _codebook(self, values: Tensor) -> Tensor:
+        """The shared values, ascending, as the weight's dtype can hold them."""
+        if not values.numel():
+            centroids = torch.empty(0, dtype=torch.float64)
+        elif self.init == "optimal":
+            centroids = kmeans1d.optimal(values, self.clusters)
+        else:
+            generator = torch.Generator().manual_seed(self.seed)
+            start = kmeans1d.initial(values, self.clusters, self.init, generator)
+            centroids = kmeans1d.lloyd(values, start)
+        held: Tensor = torch.unique_consecutive(centroids.to(values.dtype))
+        return held.to(torch.promote_types(values.dtype, torch.float32))
+
+    @staticmethod
+    def unpack(packed: Packed) -> Tensor:
+        """Looks the codes up in the codebook; differentiable in the codebook."""
+        codes = packed.tensor("codes", shape=packed.shape, integer=True)
+        codebook = packed.tensor("codebook", integer=False)
+        zero = packed.settings.get("zero")
+        if type(zero) is not bool or codebook.ndim != 1 or codes.dtype not in {torch.uint8, torch.int16}:
+            raise MethodError(f"{NAME}: codes of {codes.dtype}, codebook {tuple(codebook.shape)}, zero = {zero}")
+        table = torch.cat([codebook.new_zeros(1), codebook]) if zero else codebook
+        if codes.numel():
+            low, high = (int(end) for end in codes.aminmax())
+            if not 0 <= low <= high < len(table):
+                raise MethodError(f"{NAME}: codes {low} .. {high} point outside the {len(table)} shared values")
+        # In the codebook's dtype until after the look-up, so that half-precision gradients are summed in float32.
+        weight = table.index_select(0, codes.reshape(-1).to(torch.int32))
+        return weight.reshape(packed.shape).to(packed.dtype)
+
+    @classmethod
+    def choices(cls) -> tuple[WeightMethod, ...]:
+        """4 to 256 shared values."""
+        return tuple(cls(bits=bits) for bits in range(2, 9))
+
+
+def _packed(weight: Tensor, codes: Tensor, codebook: Tensor) -> Packed:
+    """Packs codes in which 0 means zero and j + 1 the shared value j; without zeros, j means j."""
+    zero = bool((codes == 0).any())
+    codes = codes if zero else codes - 1
+    narrow = codes.to(torch.uint8) if len(codebook) + zero <= 256 else codes
+    parts = {"codes": narrow, "codebook": codebook}
+    return Packed(NAME, tuple(weight.shape), weight.dtype, parts, {"zero": zero})
