@@ -1,11 +1,43 @@
 # `make demo` does the main job on real input; `make test` runs everything that checks.
+# The first of them to run installs into .venv; no root is needed.
 PYTHON ?= python3
 VENV ?= .venv
-BIN = $(VENV)/bin
+BIN := $(VENV)/bin
+# A CPU build is enough, and what is tested. `make TORCH=torch` takes the newest instead.
+TORCH ?= torch==2.13.0
 
-.PHONY: ext
-ext: ## Build the C++ extension in place (for work on the sources).
-	$(PYTHON) -m nanobind --cmake_dir >/dev/null
+.PHONY: help demo test lint fuzz ext clean
+help: ## Show this list.
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+$(VENV)/bin/pip:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+
+# Editable: the sources are used as they stand; only C++ changes need building again.
+$(VENV)/installed: $(VENV)/bin/pip pyproject.toml CMakeLists.txt $(wildcard src/cpp/*)
+	$(BIN)/pip install --quiet "$(TORCH)"
+	$(BIN)/pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/installed-test: $(VENV)/installed
+	$(BIN)/pip install --quiet --editable ".[test]"
+	@touch $@
+
+demo: $(VENV)/installed ## Deep Compression on a trained network: prune, retrain, share, fine-tune, code, load, evaluate.
+	$(BIN)/python examples/demo.py
+
+test: $(VENV)/installed-test ## Everything that checks: format, lint, types, imports, tests, docs.
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest
+
+ext: ## Build the C++ extension in place, for work on its sources with PYTHONPATH=src.
 	cmake -S . -B build/ext -DCMAKE_BUILD_TYPE=Release -DPython_EXECUTABLE=$$($(PYTHON) -c 'import sys; print(sys.executable)')
 	cmake --build build/ext -j2
 	cp build/ext/_cpp*.so src/lilliput/
+
+clean: ## Remove what was built and installed.
+	rm -rf build $(VENV) src/lilliput/_cpp*.so

@@ -81,8 +81,11 @@ class Node(nn.Module):
 
     @property
     def trained(self) -> bool:
-        """Whether parameters of this node are trained in the weight's place."""
-        return self.steps[0].training == "parts"
+        """Whether parts are trained in the weight's place, here or by a later step, so that no gradient reaches it."""
+        if self.steps[0].training == "parts":
+            return True
+        inner = [self.inner(part) for part in self.steps[0].into]
+        return any(node is not None and node.trained for node in inner)
 
     def inner(self, part: str) -> Node | None:
         """Returns the node of a part that the next steps pack, or None."""
