@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from lilliput.core.cut import Cut
+from lilliput.core.errors import FileError
 from lilliput.core.packed import Packed, unpack
 from lilliput.core.recipe import Recipe
 
@@ -39,9 +40,24 @@ class Artifact:
     aliases: Mapping[str, str] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
 
+    def weight(self, name: str) -> Tensor:
+        """Unpacks one parameter or buffer.
+
+        Args:
+            name: one of `weights`.
+
+        Raises:
+            FileError: its parts don't fit one another, as in a damaged file.
+        """
+        try:
+            return unpack(self.weights[name])
+        except Exception as error:  # whatever a method meets in a stranger's parts
+            line = " ".join(str(error).split())[:400] or type(error).__name__
+            raise FileError(f"weight '{name}' can't be unpacked: {line}") from error
+
     def state_dict(self) -> dict[str, Tensor]:
         """Unpacks every parameter and buffer, tied ones under each of their names."""
-        state = {name: unpack(weight) for name, weight in self.weights.items()}
+        state = {name: self.weight(name) for name in self.weights}
         return state | {alias: state[name] for alias, name in self.aliases.items()}
 
     def save(self, path: str | PathLike[str]) -> int:

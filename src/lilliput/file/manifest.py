@@ -92,7 +92,7 @@ def is_setting(value: object) -> bool:
 
 
 def cut_data(cut: Cut) -> list[Any]:
-    """Returns a cut as `[parameter, axis, size, gaps]`; a gap is the distance from the kept index before (first: -1)."""
+    """Returns a cut as `[parameter, axis, size, gaps]`, a gap being the distance from the kept index before (or -1)."""
     gaps = [here - before for before, here in zip((-1, *cut.kept), cut.kept)]
     return [cut.parameter, cut.axis, cut.size, gaps]
 
