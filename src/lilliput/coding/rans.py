@@ -5,13 +5,13 @@ from typing import ClassVar
 
 import numpy as np
 
-from lilliput.coding.parts import alphabet, curves, integers, levels, model, stream, varint
+from lilliput.coding.parts import alphabet, curves, integers, levels, model, search, stream, varint
 from lilliput.coding.parts.bits import BitReader, BitWriter
 from lilliput.core.errors import FileError
 
 MOST_SYMBOLS = 4096
 """Larger alphabets are refused: their histogram would cost more than it saves."""
-TABLE = 1 << 19
+TABLE = 1 << 20
 """Most entries (levels x 2^precision) of a decoder's table."""
 
 
@@ -42,7 +42,7 @@ class Rans:
         letters = alphabet.of_array(flat) if flat.size else None
         if letters is None or not 2 <= len(letters) <= MOST_SYMBOLS:
             return None
-        return _encode(model.fit(letters, flat, axes(array.shape)), flat, axes(array.shape))
+        return _encode(search.fit(letters, flat, axes(array.shape)), flat, axes(array.shape))
 
     def cost(self, array: np.ndarray) -> int:
         """Bytes with one histogram for all: `encode` writes as many or fewer."""

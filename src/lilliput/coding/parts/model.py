@@ -152,8 +152,3 @@ def fit_curves(counts: np.ndarray, anchors: int, finesse: int) -> Curves:
 def _hats(x: np.ndarray, positions: np.ndarray) -> np.ndarray:
     """Linear interpolation as a matrix: (len(x), len(positions)) hat functions."""
     return np.stack([np.interp(x, positions, row) for row in np.eye(len(positions))], axis=1)
-
-
-def fit(letters: Alphabet, flat: np.ndarray, shape: tuple[int, int, int]) -> Model:
-    """The best model found for a flat array seen as rows x inner x positions."""
-    return fit_plain(letters)
