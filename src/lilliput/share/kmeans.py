@@ -83,15 +83,16 @@ class KMeans(WeightMethod):
         if prior is not None and prior.shape == tuple(weight.shape):
             codebook = unpack(prior.parts["codebook"]).detach()
             if len(codebook) <= self.clusters:
-                codes = prior.tensor("codes").to(torch.int16) + (not prior.settings["zero"])
-                return _packed(weight, codes.masked_fill(weight == 0, 0), codebook)
+                return _kept(weight, prior, codebook)
         flat = weight.reshape(-1)
         live = flat != 0
-        values = flat[live]
+        zero = not bool(live.all())
+        values = flat[live] if zero else flat
         codebook = self._codebook(values)
-        codes = torch.zeros(flat.shape, dtype=torch.int16, device=flat.device)
-        codes[live] = kmeans1d.assign(values, codebook).to(torch.int16) + 1
-        return _packed(weight, codes.reshape(weight.shape), codebook.to(flat.device))
+        codes = kmeans1d.assign(values, codebook).to(_code_dtype(len(codebook) + zero))
+        if zero:
+            codes = torch.zeros_like(flat, dtype=codes.dtype).masked_scatter_(live, codes + 1)
+        return _packed(weight, codes, codebook.to(flat.device), zero)
 
     def _codebook(self, values: Tensor) -> Tensor:
         """The shared values, ascending, as the weight's dtype can hold them."""
@@ -129,10 +130,20 @@ class KMeans(WeightMethod):
         return tuple(cls(bits=bits) for bits in range(2, 9))
 
 
-def _packed(weight: Tensor, codes: Tensor, codebook: Tensor) -> Packed:
-    """Packs codes in which 0 means zero and j + 1 the shared value j; without zeros, j means j."""
-    zero = bool((codes == 0).any())
-    codes = codes if zero else codes - 1
-    narrow = codes.to(torch.uint8) if len(codebook) + zero <= 256 else codes
-    parts = {"codes": narrow, "codebook": codebook}
+def _code_dtype(symbols: int) -> torch.dtype:
+    return torch.uint8 if symbols <= 256 else torch.int16
+
+
+def _kept(weight: Tensor, prior: Packed, codebook: Tensor) -> Packed:
+    """The codes of an earlier packing with its shared values as they are now, zeros of the weight added."""
+    codes, zero = prior.tensor("codes"), bool(prior.settings["zero"])
+    gone = weight == 0
+    if not zero and bool(gone.any()):
+        codes, zero = codes.to(_code_dtype(len(codebook) + 1)) + 1, True
+    return _packed(weight, codes.masked_fill(gone, 0) if zero else codes, codebook, zero)
+
+
+def _packed(weight: Tensor, codes: Tensor, codebook: Tensor, zero: bool) -> Packed:
+    """Codes in which, with `zero`, 0 means zero and j + 1 the shared value j; without it, j means j."""
+    parts = {"codes": codes.reshape(weight.shape), "codebook": codebook}
     return Packed(NAME, tuple(weight.shape), weight.dtype, parts, {"zero": zero})
