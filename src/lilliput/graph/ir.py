@@ -42,15 +42,10 @@ class TensorRef:
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class ModuleDevice:
-    """Stands for the device that the running network is on."""
-
-
 Ref = NodeRef | InputRef | TensorRef
 Scalar = None | bool | int | float | str
 # mypy can't follow a recursive alias through isinstance, so that the tree's branch is spelled loosely.
-Argument = Ref | Scalar | torch.dtype | ModuleDevice | tuple[Any, ...]
+Argument = Ref | Scalar | torch.dtype | tuple[Any, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,7 @@ movedim.int movedim.intlist swapaxes mT numpy_T expand expand_as view_as reshape
 repeat_interleave.self_int cat stack split.Tensor split.sizes split_with_sizes chunk tensor_split.sections unbind.int
 narrow select.int slice.Tensor flip roll rot90 tril triu diagonal diag_embed pad constant_pad_nd reflection_pad1d
 reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d pixel_shuffle pixel_unshuffle
-channel_shuffle unfold im2col col2im clone contiguous detach alias to.dtype to.dtype_layout to.device _to_copy type_as
+channel_shuffle unfold im2col col2im clone contiguous detach alias to.dtype type_as
 meshgrid meshgrid.indexing broadcast_tensors broadcast_to
 
 index.Tensor index_select gather take_along_dim embedding select_scatter slice_scatter scatter.src scatter.value
@@ -70,7 +70,7 @@ class Parameter:
 
     Args:
         name: as in the schema.
-        kind: `tensor`, `int`, `float`, `bool`, `number`, `str`, `dtype`, `device`, `item` (of a tuple) or
+        kind: `tensor`, `int`, `float`, `bool`, `number`, `str`, `dtype`, `item` (of a tuple) or
             `absent` (must be left at its default).
         many: a list of that kind.
         optional: None is taken; `optional_items`: so are items of the list that are None.
@@ -106,6 +106,12 @@ class Operator:
     results: tuple[str, ...]
 
     @property
+    def creates(self) -> bool:
+        """Whether it makes a tensor of nothing, and so must be told the device."""
+        names = {parameter.name for parameter in self.parameters}
+        return "device" in names and not any(parameter.kind == "tensor" for parameter in self.parameters)
+
+    @property
     def positional(self) -> tuple[Parameter, ...]:
         """The parameters that may be given by position."""
         return tuple(parameter for parameter in self.parameters if not parameter.keyword)
@@ -121,7 +127,6 @@ _BASE = {
     "Scalar": "number",
     "str": "str",
     "ScalarType": "dtype",
-    "Device": "device",
 }
 _RESULTS = {"Tensor": "tensor", "List[Tensor]": "tensors", "int": "int", "SymInt": "int", "float": "number"}
 
@@ -136,7 +141,7 @@ def _parameter(argument: Any) -> Parameter:
     text, many = _unwrap(text, "List")
     text, optional_items = _unwrap(text, "Optional")
     kind = _BASE.get(text, "absent")
-    # Memory formats, layouts and generators are not for a file to choose; neither is pinned memory.
+    # Devices, memory formats, layouts and pinned memory are not for a file to choose.
     if argument.name in ("pin_memory", "non_blocking"):
         kind = "absent"
     default = argument.default_value

@@ -1,0 +1,1 @@
+"""The model as a graph: traced, simplified, folded, cut, written as JSON and run without its class."""
