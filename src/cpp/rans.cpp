@@ -258,35 +258,65 @@ void count(const Vector<Symbol>& symbols, const Vector<uint8_t>& rows, const Vec
   }
 }
 
-// costs[index along axis, j] += price[symbol, first + j + level of the two other axes]: what each row, inner index or
-// position would cost at each level of its own. The array is rows x inner x positions; `other` is the sum of the
-// levels of the axes that are not priced, given as two maps of which the priced axis's own is ignored.
+// The three axes that levels are given to, and the prices of each symbol at each level, padded so that kWidth levels
+// can be read from any of them.
+constexpr size_t kWidth = 16;
+
+template <typename Symbol, typename Sum>
+void accumulate(const Symbol* source, const uint8_t* const maps[3], const size_t sizes[3], unsigned axis,
+                const std::vector<int32_t>& prices, size_t stride, std::vector<Sum>& sums) {
+  const uint8_t *rows = maps[0], *inner = maps[1], *positions = maps[2];
+  for (size_t r = 0, i = 0; r < sizes[0]; ++r)
+    for (size_t k = 0; k < sizes[1]; ++k)
+      for (size_t q = 0; q < sizes[2]; ++q, ++i) {
+        const size_t base = (axis == 0 ? 0 : rows[r]) + (axis == 1 ? 0 : inner[k]) + (axis == 2 ? 0 : positions[q]);
+        const int32_t* from = &prices[source[i] * stride + base];
+        Sum* to = &sums[(axis == 0 ? r : axis == 1 ? k : q) * kWidth];
+        for (size_t j = 0; j < kWidth; ++j) to[j] += from[j];
+      }
+}
+
+// costs[index along axis, j] = sum of prices[symbol, j + level of the two other axes]: what each row, inner index or
+// position would cost at each level of its own. The map of the priced axis is ignored.
 template <typename Symbol>
 void price(const Vector<Symbol>& symbols, const Vector<uint8_t>& rows, const Vector<uint8_t>& inner,
            const Vector<uint8_t>& positions, const Matrix<int32_t>& prices, unsigned axis,
            nb::ndarray<int64_t, nb::ndim<2>, nb::c_contig, nb::device::cpu> costs) {
-  const size_t R = rows.size(), I = inner.size(), Q = positions.size(), levels = prices.shape(1);
-  const size_t width = costs.shape(1), sizes[3] = {R, I, Q};
-  if (axis > 2 || symbols.size() != R * I * Q || costs.shape(0) != sizes[axis])
+  const size_t n = symbols.size(), levels = prices.shape(1), width = costs.shape(1);
+  const size_t sizes[3] = {rows.size(), inner.size(), positions.size()};
+  const uint8_t* maps[3] = {rows.data(), inner.data(), positions.data()};
+  if (axis > 2 || n != sizes[0] * sizes[1] * sizes[2] || costs.shape(0) != sizes[axis])
     throw std::invalid_argument("symbols and levels differ in number");
-  const Symbol* source = symbols.data();
-  if (symbols.size() == 0) return;
-  if (*std::max_element(source, source + symbols.size()) >= prices.shape(0))
+  if (n == 0) return;
+  if (*std::max_element(symbols.data(), symbols.data() + n) >= prices.shape(0))
     throw std::invalid_argument("symbol out of range");
-  const Vector<uint8_t>* maps[3] = {&rows, &inner, &positions};
   size_t high = width;
   for (unsigned a = 0; a < 3; ++a)
-    if (a != axis) high += *std::max_element(maps[a]->data(), maps[a]->data() + sizes[a]);
-  if (high > levels) throw std::invalid_argument("a level is out of range");
-  for (size_t r = 0, i = 0; r < R; ++r)
-    for (size_t k = 0; k < I; ++k)
-      for (size_t q = 0; q < Q; ++q, ++i) {
-        const size_t base = (axis == 0 ? 0 : rows.data()[r]) + (axis == 1 ? 0 : inner.data()[k]) +
-                            (axis == 2 ? 0 : positions.data()[q]);
-        const int32_t* from = prices.data() + source[i] * levels + base;
-        int64_t* to = costs.data() + (axis == 0 ? r : axis == 1 ? k : q) * width;
-        for (size_t j = 0; j < width; ++j) to[j] += from[j];
-      }
+    if (a != axis) high += *std::max_element(maps[a], maps[a] + sizes[a]);
+  if (high > levels || width > kWidth) throw std::invalid_argument("a level is out of range");
+  const size_t stride = levels + kWidth;
+  std::vector<int32_t> padded(prices.shape(0) * stride);
+  int64_t dearest = 1;
+  for (size_t s = 0; s < prices.shape(0); ++s)
+    for (size_t l = 0; l < levels; ++l) {
+      const int32_t one = prices.data()[s * levels + l];
+      if (one < 0) throw std::invalid_argument("a price is negative");
+      padded[s * stride + l] = one;
+      dearest = std::max<int64_t>(dearest, one);
+    }
+  const auto finish = [&](const auto& sums) {
+    for (size_t i = 0; i < sizes[axis]; ++i)
+      for (size_t j = 0; j < width; ++j) costs.data()[i * width + j] = sums[i * kWidth + j];
+  };
+  if (static_cast<int64_t>(n / sizes[axis]) <= INT32_MAX / dearest) {  // no sum can overflow 32 bits
+    std::vector<int32_t> sums(sizes[axis] * kWidth);
+    accumulate(symbols.data(), maps, sizes, axis, padded, stride, sums);
+    finish(sums);
+  } else {
+    std::vector<int64_t> sums(sizes[axis] * kWidth);
+    accumulate(symbols.data(), maps, sizes, axis, padded, stride, sums);
+    finish(sums);
+  }
 }
 
 const lilliput::Register bind([](nb::module_& m) {

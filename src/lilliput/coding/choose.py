@@ -18,7 +18,7 @@ WORTHWHILE = 4
 class Coding(Protocol):
     """What each file of this folder offers: one frozen dataclass named after the file.
 
-    `cost_is_exact` says whether `cost` is the size that `encode` writes or an upper estimate of it.
+    `cost_is_exact` says whether `cost` is the size that `encode` writes or an estimate of it.
     """
 
     cost_is_exact: ClassVar[bool]

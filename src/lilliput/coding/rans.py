@@ -7,10 +7,9 @@ import numpy as np
 
 from lilliput.coding.parts import alphabet, curves, integers, levels, model, search, stream, varint
 from lilliput.coding.parts.bits import BitReader, BitWriter
+from lilliput.coding.parts.model import MOST_SYMBOLS
 from lilliput.core.errors import FileError
 
-MOST_SYMBOLS = 4096
-"""Larger alphabets are refused: their histogram would cost more than it saves."""
 TABLE = 1 << 20
 """Most entries (levels x 2^precision) of a decoder's table."""
 
@@ -45,12 +44,12 @@ class Rans:
         return _encode(search.fit(letters, flat, axes(array.shape)), flat, axes(array.shape))
 
     def cost(self, array: np.ndarray) -> int:
-        """Bytes with one histogram for all: `encode` writes as many or fewer."""
+        """An estimate: the order-0 entropy and a usual header; levels may save a good part of it."""
         flat = integers.as_integers(array).reshape(-1)
         letters = alphabet.of_array(flat) if flat.size else None
         if letters is None or not 2 <= len(letters) <= MOST_SYMBOLS:
             return 1 << 62
-        return -(-model.fit_plain(letters).total_bits // 8) + 8
+        return int(1.002 * alphabet.entropy(letters.counts) / 8) + 12 + len(letters) // 2
 
     def decode(self, data: bytes | memoryview, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         """The array of `shape` and `dtype`.

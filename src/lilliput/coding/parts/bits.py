@@ -20,14 +20,20 @@ def unzigzag(values: np.ndarray) -> np.ndarray:
 
 def rice_parameter(values: np.ndarray) -> int:
     """The Rice parameter that codes these non-negative values in the fewest bits."""
-    totals = [int((values >> k).sum()) + values.size * (1 + k) for k in range(RICE_LIMIT + 1)]
-    return int(np.argmin(totals))
+    return _rice(values)[0]
 
 
 def rice_bits(values: np.ndarray) -> int:
     """Bits that `BitWriter.rice` writes for these values, its parameter included."""
-    k = rice_parameter(values)
-    return 4 + int((values >> k).sum()) + values.size * (1 + k)
+    return 4 + _rice(values)[1]
+
+
+def _rice(values: np.ndarray) -> tuple[int, int]:
+    """The best parameter and the bits without it."""
+    k = np.arange(RICE_LIMIT + 1)
+    totals = (values >> k[:, None]).sum(axis=1) + values.size * (1 + k)
+    best = int(totals.argmin())
+    return best, int(totals[best])
 
 
 class BitWriter:

@@ -6,12 +6,12 @@ it, and histograms of many levels are interpolated between a few such curves (an
 is integer arithmetic: the same bits give the same frequencies on every machine.
 """
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
 
-from lilliput.coding.parts import bits
-from lilliput.coding.parts.bits import BitReader, BitWriter
+from lilliput.coding.parts.bits import BitReader, BitWriter, rice_bits, unzigzag, zigzag
 from lilliput.core.errors import FileError
 
 UNIT = 16
@@ -28,6 +28,7 @@ STEEPEST = 1 << 20
 """Largest difference between two knots that is accepted."""
 
 
+@functools.lru_cache(256)
 def knots(size: int, centre: int, finesse: int) -> np.ndarray:
     """Symbols where a curve of `size` symbols is given, rising, from 0 to size - 1.
 
@@ -41,7 +42,9 @@ def knots(size: int, centre: int, finesse: int) -> np.ndarray:
         d += max(1, d >> finesse)
         distances.append(d)
     steps = np.array(distances)
-    return np.unique(np.clip(np.concatenate([centre - steps, centre + steps]), 0, size - 1))
+    found = np.unique(np.clip(np.concatenate([centre - steps, centre + steps]), 0, size - 1))
+    found.flags.writeable = False  # it is cached
+    return found
 
 
 @dataclass(frozen=True)
@@ -77,10 +80,10 @@ class Curves:
         middle = int(np.searchsorted(positions, self.centre))
         for anchor in self.knots:
             slopes = outward(anchor, middle)
-            out.rice(bits.zigzag(slopes - previous))
+            out.rice(zigzag(slopes - previous))
             previous = slopes
 
-    def write_bits(self) -> int:
+    def bits(self) -> int:
         """Number of bits that `write` writes."""
         positions = knots(self.size, self.centre, self.finesse)
         middle = int(np.searchsorted(positions, self.centre))
@@ -88,7 +91,7 @@ class Curves:
         previous = np.zeros(self.knots.shape[1] - 1, np.int64)
         for anchor in self.knots:
             slopes = outward(anchor, middle)
-            total += bits.rice_bits(bits.zigzag(slopes - previous))
+            total += rice_bits(zigzag(slopes - previous))
             previous = slopes
         return total
 
@@ -191,7 +194,7 @@ def read(source: BitReader, size: int) -> Curves:
     values = np.zeros((anchors, positions.size), np.int64)
     slopes = np.zeros(positions.size - 1, np.int64)
     for row in values:
-        slopes = slopes + bits.unzigzag(source.rice(positions.size - 1))
+        slopes = slopes + unzigzag(source.rice(positions.size - 1))
         row[middle + 1 :] = np.cumsum(slopes[: positions.size - 1 - middle])
         row[:middle] = np.cumsum(slopes[positions.size - 1 - middle :])[::-1]
         if (np.abs(slopes) > STEEPEST).any():

@@ -1,5 +1,7 @@
 """The encoder's choice of a model for rANS: alphabet, precision, curves and levels, whatever costs the fewest bits."""
 
+import functools
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -8,12 +10,21 @@ from lilliput.coding.parts import curves, levels
 from lilliput.coding.parts.alphabet import Alphabet
 from lilliput.coding.parts.bits import BitWriter
 from lilliput.coding.parts.curves import Curves
+from lilliput.core.errors import FileError
 
 FIXED_BITS = 8 + 6 + 16
 """Header length, precision and lanes, and what a lane's state costs beyond the information in it."""
 LANE_SHARE = 0.002
 """Most that the states of all lanes may take of a stream."""
 MOST_LANES = 4096
+MOST_SYMBOLS = 4096
+"""Larger alphabets aren't modelled: their histogram would cost more than it saves."""
+WORTH = 2e-4
+"""Share of the stream that a bit more precision must save: tables that fit the cache decode faster."""
+NEWTON_STEPS = 8
+
+Maps = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Levels (uint8) of rows, inner and positions."""
 
 
 @dataclass(frozen=True)
@@ -32,14 +43,14 @@ class Model:
     letters: Alphabet
     family: Curves
     precision: int
-    maps: tuple[np.ndarray, np.ndarray, np.ndarray]
+    maps: Maps
     data_bits: float
     side_bits: int
 
     @property
     def total_bits(self) -> int:
         """Expected size of the whole payload."""
-        return int(self.data_bits) + self.side_bits + FIXED_BITS
+        return int(min(self.data_bits, 2**62)) + self.side_bits + FIXED_BITS
 
 
 def lanes_for(data_bits: float) -> int:
@@ -57,24 +68,16 @@ def cross_entropy(counts: np.ndarray, frequencies: np.ndarray, precision: int) -
 
 def fit_plain(letters: Alphabet) -> Model:
     """The best model with one histogram, the alphabet listed or filled, whichever is smaller."""
-    candidates = [_fit_histogram(letters)]
-    low, high = int(letters.values[0]), int(letters.values[-1])
-    if len(letters) < high - low + 1 <= min(2 * len(letters), 2048):
-        candidates.append(_fit_histogram(letters.filled()))
+    maps = (np.zeros(1, np.uint8), np.zeros(1, np.uint8), np.zeros(1, np.uint8))
+    candidates = [fit_levels(letters, letters.counts[None], maps, 1)]
+    span = int(letters.values[-1]) - int(letters.values[0]) + 1
+    if len(letters) < span <= min(2 * len(letters), MOST_SYMBOLS):
+        filled = letters.filled()
+        candidates.append(fit_levels(filled, filled.counts[None], maps, 1))
     return min(candidates, key=lambda model: model.total_bits)
 
 
-def _fit_histogram(letters: Alphabet) -> Model:
-    none = tuple(np.zeros(1, np.uint8) for _ in range(3))
-    return fit_levels(letters, letters.counts[None], none, 1)
-
-
-def fit_levels(
-    letters: Alphabet,
-    counts: np.ndarray,
-    maps: tuple[np.ndarray, np.ndarray, np.ndarray],
-    anchors: int,
-) -> Model:
+def fit_levels(letters: Alphabet, counts: np.ndarray, maps: Maps, anchors: int, like: Model | None = None) -> Model:
     """The cheapest curves and precision for these counts.
 
     Args:
@@ -82,73 +85,89 @@ def fit_levels(
         counts: (levels, symbols) how often each symbol occurs at each level.
         maps: levels of the three axes.
         anchors: number of curves between which the levels lie.
+        like: a model of the same alphabet with one level: then only settings near its own are tried.
     """
     writer = BitWriter()
     letters.write(writer)
-    fixed = 8 * len(writer.to_bytes())
-    if len(counts) > 1:
-        fixed += sum(levels.size(one) for one in maps)
+    fixed = 8 * len(writer.to_bytes()) + (sum(levels.size(one) for one in maps) if len(counts) > 1 else 0)
     size = counts.shape[1]
-    least = max(12, (2 * size - 1).bit_length())
+    precision = like.precision if like else max(12, (2 * size - 1).bit_length())
     best: Model | None = None
-    for finesse in (1, 2, 3, 15) if size > 8 else (15,):
+    for finesse in _finesses(size, like):
         smooth = fit_curves(counts, anchors, finesse)
-        if finesse == 15 and size > 512:
-            continue
         for resolution in (1, 2, 3):
-            family = replace(
-                smooth, resolution=resolution, knots=np.rint(smooth.knots * 2.0 ** (resolution - 4)).astype(np.int64)
-            )
-            side = fixed + family.write_bits()
-            if best is not None and side + 0.9 * best.data_bits > best.total_bits + 0.2 * best.data_bits:
-                continue
-            model = _priced(letters, counts, family, max(least, 12), maps, side)
+            coarse = np.rint(smooth.knots * 2.0 ** (resolution - smooth.resolution)).astype(np.int64)
+            family = replace(smooth, resolution=resolution, knots=coarse)
+            model = _priced(Model(letters, family, precision, maps, 0.0, fixed + family.bits()), counts)
             best = model if best is None or model.total_bits < best.total_bits else best
     assert best is not None
-    for precision in range(best.precision + 1, 16):
-        model = _priced(letters, counts, best.family, precision, maps, best.side_bits)
-        if model.total_bits >= best.total_bits - 2e-4 * best.data_bits:
+    for finer in range(precision + 1, 16) if like is None else ():
+        model = _priced(replace(best, precision=finer), counts)
+        if model.total_bits >= best.total_bits - WORTH * best.data_bits:
             break
         best = model
     return best
 
 
-def _priced(letters: Alphabet, counts: np.ndarray, family: Curves, precision: int, maps: tuple, side: int) -> Model:
-    frequencies = family.frequencies(precision)
-    return Model(letters, family, precision, maps, cross_entropy(counts, frequencies, precision), side)
+def _finesses(size: int, like: Model | None) -> tuple[int, ...]:
+    """Values of `Curves.finesse` worth a trial."""
+    if like is not None:
+        return (like.family.finesse, 15) if size <= 16 else (like.family.finesse,)
+    return (15,) if size <= 8 else (1, 15) if size <= 32 else (1, 2, 3, 15)
+
+
+def _priced(model: Model, counts: np.ndarray) -> Model:
+    try:
+        frequencies = model.family.frequencies(model.precision)
+    except FileError:  # a decoder would refuse curves so steep
+        return replace(model, data_bits=math.inf)
+    return replace(model, data_bits=cross_entropy(counts, frequencies, model.precision))
 
 
 def fit_curves(counts: np.ndarray, anchors: int, finesse: int) -> Curves:
     """Maximum likelihood curves, in 1/16 octave at resolution 4.
 
-    Newton steps on log2 p_l(x) = sum over anchors a and knots k of hat_a(l) hat_k(x) v_ak, minus its normaliser. The
+    Newton steps on ln p_l(x) = sum over anchors a and knots k of hat_a(l) hat_k(x) v_ak, minus its normaliser. The
     Hessian is lumped onto the knots, which bounds it from above, so every step goes downhill.
     """
     total, size = counts.shape
     overall = counts.sum(axis=0)
     centre = int(overall.argmax())
     positions = curves.knots(size, centre, finesse)
-    hats = _hats(np.arange(size), positions)
-    along = _hats(np.arange(total), np.linspace(0, total - 1, anchors)) if total > 1 else np.ones((1, 1))
     prior = (overall + 0.25) / (overall.sum() + 0.25 * size)
     smoothed = counts + 0.5 * prior
-    weight = smoothed.sum(axis=1, keepdims=True)
-    start = np.log(np.maximum(hats.T @ prior / hats.sum(axis=0), 1e-9))
-    values = np.repeat(start[None], anchors, axis=0)
-    for _ in range(12):
-        heights = along @ values @ hats.T
-        p = np.exp(heights - heights.max(axis=1, keepdims=True))
-        p *= weight / p.sum(axis=1, keepdims=True)
-        gradient = along.T @ (smoothed - p) @ hats
-        mass = (p + 1e-3 * smoothed) @ hats
-        hessian = np.einsum("la,lb,lk->kab", along, along, mass) + 1e-6 * np.eye(anchors)
-        step = np.linalg.solve(hessian, gradient.T[..., None])[..., 0].T
-        values += np.clip(step, -2, 2)
+    if positions.size == size and anchors == 1:
+        values = np.log(smoothed.sum(axis=0))[None]
+    else:
+        values = _newton(smoothed, prior, _hats(size, tuple(positions.tolist())), anchors)
     middle = int(np.searchsorted(positions, centre))
     scaled = np.rint((values - values[:, middle : middle + 1]) / np.log(2) * curves.UNIT)
     return Curves(size, centre, finesse, 4, total, np.clip(scaled, -curves.DEPTH, curves.DEPTH).astype(np.int64))
 
 
-def _hats(x: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """Linear interpolation as a matrix: (len(x), len(positions)) hat functions."""
-    return np.stack([np.interp(x, positions, row) for row in np.eye(len(positions))], axis=1)
+def _newton(smoothed: np.ndarray, prior: np.ndarray, hats: np.ndarray, anchors: int) -> np.ndarray:
+    """Values at (anchors, knots) that maximise the likelihood of the counts `smoothed`, from `prior` on."""
+    total = len(smoothed)
+    along = _hats(total, tuple(np.linspace(0, total - 1, anchors).tolist()))
+    pairs = (along[:, :, None] * along[:, None, :]).reshape(total, -1)
+    weight = smoothed.sum(axis=1, keepdims=True)
+    start = np.log(np.maximum(prior @ hats / hats.sum(axis=0), 1e-9))
+    values = np.repeat(start[None], anchors, axis=0)
+    target = along.T @ smoothed @ hats
+    for _ in range(NEWTON_STEPS):
+        heights = along @ values @ hats.T
+        p = np.exp(heights - heights.max(axis=1, keepdims=True))
+        p *= weight / p.sum(axis=1, keepdims=True)
+        mass = p @ hats
+        gradient = target - along.T @ mass
+        hessian = (mass.T @ pairs).reshape(-1, anchors, anchors) + 1e-3 * np.eye(anchors)
+        values += np.clip(np.linalg.solve(hessian, gradient.T[..., None])[..., 0].T, -2, 2)
+    return values
+
+
+@functools.lru_cache(128)
+def _hats(size: int, positions: tuple[float, ...]) -> np.ndarray:
+    """Linear interpolation from values at `positions` to 0 .. size - 1 as a matrix: (size, len(positions))."""
+    if len(positions) == 1:
+        return np.ones((size, 1))
+    return np.stack([np.interp(np.arange(size), positions, row) for row in np.eye(len(positions))], axis=1)

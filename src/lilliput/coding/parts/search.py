@@ -9,14 +9,14 @@ import numpy as np
 
 from lilliput.coding.parts import bits, levels, model
 from lilliput.coding.parts.alphabet import Alphabet
-from lilliput.coding.parts.model import Model
+from lilliput.coding.parts.model import Maps, Model
 from lilliput.core.native import extension
 
 PRICE = 256
 """Prices are integers in 1/256 bit, so that their sums don't depend on the order or the machine."""
 DEAREST = 24
 """Most bits that a symbol is priced at."""
-REACH = ((15, 0, 0), (8, 7, 0), (8, 5, 2))
+REACH = ((7, 0, 0), (7, 7, 0), (7, 5, 2))
 """How many levels the rows, inner and positions may lie off the middle, by the number of axes that vary."""
 SPACINGS = (0.3, 0.7)
 """Steps of log2 t from level to level that are tried."""
@@ -26,24 +26,23 @@ LEAST = 256
 WIDEST = 1024
 """Alphabets with more symbols aren't searched."""
 
-Maps = tuple[np.ndarray, np.ndarray, np.ndarray]
-
 
 def fit(letters: Alphabet, flat: np.ndarray, shape: tuple[int, int, int]) -> Model:
     """The best model found for a flat array seen as rows x inner x positions."""
-    best = model.fit_plain(letters)
+    best = plain = model.fit_plain(letters)
     if flat.size < LEAST or len(best.letters) > WIDEST or max(shape) == flat.size:
-        return best
-    symbols = best.letters.symbols(flat)
+        return plain
+    letters = plain.letters
+    symbols = letters.symbols(flat)
     for spacing in SPACINGS:
-        maps = find_maps(symbols, best.letters.counts, shape, spacing)
+        maps = find_maps(symbols, letters.counts, shape, spacing)
         total = 1 + sum(int(one.max()) for one in maps)
         if total == 1:
             continue
-        counts = count(symbols, maps, total, len(best.letters))
+        counts = count(symbols, maps, total, len(letters))
         for anchors in (2, 3):
             if anchors <= total:
-                found = model.fit_levels(best.letters, counts, maps, anchors)
+                found = model.fit_levels(letters, counts, maps, anchors, like=plain)
                 best = found if found.total_bits < best.total_bits else best
     return best
 

@@ -56,7 +56,7 @@ def encode(symbols: np.ndarray, layout: Layout) -> bytes:
         layout: the model.
     """
     native = extension(symbols.size, "coding weights")
-    if native is not None and hasattr(native, "rans_encode"):
+    if native is not None:
         shape = (np.ascontiguousarray(layout.rows), np.ascontiguousarray(layout.columns))
         table = layout.frequencies.astype(np.uint16)
         return bytes(native.rans_encode(symbols.astype(np.uint16, copy=False) if symbols.itemsize > 2 else symbols,
@@ -98,7 +98,7 @@ def decode(data: memoryview, layout: Layout, values: np.ndarray, out: np.ndarray
     if len(data) < 4 * layout.lanes or len(data) % 2:
         raise FileError("a coded stream is cut off in the states of its lanes")
     native = extension(out.size, "decoding weights")
-    if native is not None and hasattr(native, "rans_encode"):
+    if native is not None:
         fault = native.rans_decode(np.frombuffer(data, np.uint8), np.ascontiguousarray(layout.rows),
                                    np.ascontiguousarray(layout.columns), layout.frequencies.astype(np.uint16),
                                    layout.precision, layout.lanes, values.view(f"u{values.itemsize}"),
