@@ -195,6 +195,24 @@ def bind_inputs(graph: Graph, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
     return inputs
 
 
+def bind_example(graph: Graph, example: Any) -> list[Tensor]:
+    """Finds the graph's inputs in an example.
+
+    Args:
+        graph: traced from it.
+        example: a tensor, a tuple of arguments, or a dict of keyword arguments.
+
+    Returns:
+        One tensor for each input.
+
+    Raises:
+        DataError: as for `bind_inputs`.
+    """
+    if isinstance(example, Mapping):
+        return bind_inputs(graph, (), example)
+    return bind_inputs(graph, (example,) if isinstance(example, Tensor) else tuple(example), {})
+
+
 def _match(tree: Tree, value: Any, inputs: list[Any], name: str) -> None:
     if isinstance(tree, InputRef):
         if not isinstance(value, Tensor):
