@@ -37,7 +37,7 @@ test: $(VENV)/installed-test ## Everything that checks: format, lint, types, imp
 ext: ## Build the C++ extension in place, for work on its sources with PYTHONPATH=src.
 	cmake -S . -B build/ext -DCMAKE_BUILD_TYPE=Release -DPython_EXECUTABLE=$$($(PYTHON) -c 'import sys; print(sys.executable)')
 	cmake --build build/ext -j2
-	cp build/ext/_cpp*.so src/lilliput/
+	install -m 755 build/ext/_cpp*.so src/lilliput/
 
 clean: ## Remove what was built and installed.
 	rm -rf build $(VENV) src/lilliput/_cpp*.so
