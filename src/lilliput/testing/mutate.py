@@ -15,41 +15,43 @@ from lilliput.file.dictionary import DICTIONARY
 from lilliput.file.manifest import inflate
 
 # What a number or word in a manifest or header may be replaced by.
-VALUES = [
-    "-1",
-    "0",
-    "1",
-    "2",
-    "255",
-    "256",
-    "65536",
-    "2147483647",
-    "2147483648",
-    "1099511627776",
-    "9223372036854775807",
-    "9223372036854775808",
-    "18446744073709551616",
-    "1e308",
-    "1e999",
-    "NaN",
-    "-Infinity",
-    "0.5",
-    "true",
-    "null",
-    "[]",
-    "{}",
-    "[[]]",
-    '""',
-    '"../x"',
-    '"\\u0000"',
-    '"F32"',
-    '"BOOL"',
-    '"rans"',
-    '"bitpack"',
-    '"copy"',
-    '"="',
-    '"raw"',
-]
+VALUES = tuple(
+    [
+        "-1",
+        "0",
+        "1",
+        "2",
+        "255",
+        "256",
+        "65536",
+        "2147483647",
+        "2147483648",
+        "1099511627776",
+        "9223372036854775807",
+        "9223372036854775808",
+        "18446744073709551616",
+        "1e308",
+        "1e999",
+        "NaN",
+        "-Infinity",
+        "0.5",
+        "true",
+        "null",
+        "[]",
+        "{}",
+        "[[]]",
+        '""',
+        '"../x"',
+        '"\\u0000"',
+        '"F32"',
+        '"BOOL"',
+        '"rans"',
+        '"bitpack"',
+        '"copy"',
+        '"="',
+        '"raw"',
+    ]
+)
 _TOKEN = re.compile(rb'-?[0-9][0-9.eE+-]*|true|false|null|"[^"\\]*"')
 
 
@@ -160,6 +162,14 @@ def mutate_bytes(data: bytes, chance: random.Random) -> bytes:
     return bytes(out)
 
 
+def damage(data: bytes, chance: random.Random) -> bytes:
+    """Overwrites a few bytes, so that the length stays."""
+    out = bytearray(data)
+    for _ in range(chance.choice((1, 1, 2, 8))):
+        out[chance.randrange(len(out))] = chance.choice((0, 255, chance.randrange(256)))
+    return bytes(out)
+
+
 def mutate_text(text: bytes, chance: random.Random) -> bytes:
     """Replaces tokens of JSON by others, from the same text or from `VALUES`, so that most of it stays JSON."""
     for _ in range(chance.choice((1, 1, 2, 3))):
@@ -201,7 +211,7 @@ def mutate(data: bytes, chance: random.Random) -> bytes:
         rest = b"{" + text[len(layout.PREFIX % layout.VERSION) + layout.DIGITS + 3 :].rstrip()
         return sealed(mutate_text(rest, chance), whole[8 + length :])
     if kind in (3, 4) and forged.streams:
-        return replace(forged, streams=mutate_bytes(forged.streams, chance)).seal()
+        return replace(forged, streams=damage(forged.streams, chance)).seal()
     if kind == 5:
         return replace(forged, manifest=mutate_bytes(forged.manifest, chance)).seal()
     return replace(forged, manifest=mutate_text(forged.manifest, chance)).seal()

@@ -14,7 +14,7 @@ from lilliput.core.recipe import Recipe
 from lilliput.file.artifact import Artifact
 from lilliput.graph.trace import trace
 
-RECIPES = {
+RECIPES: dict[str, list[dict[str, object]]] = {
     "shared": [{"method": "prune/magnitude", "sparsity": 0.8}, {"method": "share/kmeans", "bits": 3}],
     "uniform": [{"method": "quantize/uniform", "bits": 4}],
     "affine": [{"method": "quantize/uniform", "bits": 3, "symmetric": False, "per": "tensor", "cell_mean": True}],
@@ -44,7 +44,7 @@ def artifact(name: str, *, graph: bool = True, seed: int = 0) -> Artifact:
     for weight in weights(model):
         rule = recipe.rule_for(weight)
         held[weight.name] = pack_steps(weight.parameter.detach(), rule.steps if rule else ())
-    held |= {key: buffer for key, buffer in model.named_buffers()}
+    held |= dict(model.named_buffers())
     traced, constants = trace(model, torch.zeros(2, 1, 6, 6)) if graph else (None, {})
     return Artifact(held, recipe, traced, constants, facts={"original": 1234, "notes": {"a": None}})
 
