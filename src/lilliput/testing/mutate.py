@@ -15,43 +15,11 @@ from lilliput.file.dictionary import DICTIONARY
 from lilliput.file.manifest import inflate
 
 # What a number or word in a manifest or header may be replaced by.
-VALUES = tuple(
-    [
-        "-1",
-        "0",
-        "1",
-        "2",
-        "255",
-        "256",
-        "65536",
-        "2147483647",
-        "2147483648",
-        "1099511627776",
-        "9223372036854775807",
-        "9223372036854775808",
-        "18446744073709551616",
-        "1e308",
-        "1e999",
-        "NaN",
-        "-Infinity",
-        "0.5",
-        "true",
-        "null",
-        "[]",
-        "{}",
-        "[[]]",
-        '""',
-        '"../x"',
-        '"\\u0000"',
-        '"F32"',
-        '"BOOL"',
-        '"rans"',
-        '"bitpack"',
-        '"copy"',
-        '"="',
-        '"raw"',
-    ]
-)
+_VALUES = """
+-1 0 1 2 255 256 65536 2147483647 2147483648 1099511627776 9223372036854775807 9223372036854775808 18446744073709551616
+1e308 1e999 NaN -Infinity 0.5 true null [] {} [[]] "" "../x" "\\u0000" "F32" "BOOL" "rans" "bitpack" "copy" "=" "raw"
+"""
+VALUES = tuple(_VALUES.split())
 _TOKEN = re.compile(rb'-?[0-9][0-9.eE+-]*|true|false|null|"[^"\\]*"')
 
 
