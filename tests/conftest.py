@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch import Tensor, nn
@@ -36,3 +37,38 @@ def demo_model() -> nn.Module:
     import fashion_cnn
 
     return fashion_cnn.trained()
+
+
+@pytest.fixture(scope="session")
+def efficientnet_lite0() -> nn.Module:
+    """EfficientNet-Lite0 with its ImageNet weights, in eval mode; shared, so not to be changed."""
+    import real_data
+    import real_models
+
+    try:
+        return real_models.efficientnet_lite0()
+    except real_data.MissingError as error:
+        pytest.skip(f"needs EfficientNet-Lite0: {error}")
+
+
+@pytest.fixture(scope="session")
+def imagenet_pictures() -> tuple[Tensor, Tensor]:
+    """The 20 labelled ImageNet pictures, 20 x 3 x 224 x 224, and their labels."""
+    import real_data
+
+    try:
+        return real_data.imagenet_pictures()
+    except real_data.MissingError as error:
+        pytest.skip(f"needs 20 ImageNet pictures: {error}")
+
+
+@pytest.fixture(scope="session")
+def minilm() -> tuple[nn.Module, Any]:
+    """MiniLM, in eval mode, and its tokenizer; shared, so not to be changed."""
+    import real_data
+    import real_models
+
+    try:
+        return real_models.minilm()
+    except real_data.MissingError as error:
+        pytest.skip(f"needs MiniLM: {error}")
