@@ -38,7 +38,7 @@ def check_sizes(names: list[str], values: list[Any], steps: Iterable[Step], limi
         try:
             result = step.run(values)
         except Exception as error:
-            raise FileError(f"{where} can't be run: {_first_line(error)}") from None
+            raise FileError(f"{where} can't be run: {first_line(error)}") from None
         values[step.place] = result
         alive[step.place] = _elements(result)
         total += alive[step.place]
@@ -64,20 +64,64 @@ def _elements(result: Any) -> int:
     return sum(map(_elements, result)) if isinstance(result, tuple | list) else 0
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Returns the first line of an error's message, at most 200 characters.
+
+    Args:
+        error: any.
+    """
     lines = str(error).strip().splitlines()
     return lines[0][:200] if lines else type(error).__name__
 
 
+_SAME_SHAPE = (
+    "relu",
+    "relu6",
+    "hardtanh",
+    "hardswish",
+    "hardsigmoid",
+    "silu",
+    "gelu",
+    "mish",
+    "elu",
+    "leaky_relu",
+    "sigmoid",
+    "tanh",
+    "clamp",
+    "softplus",
+    "layer_norm",
+)
+
+
 @cache
 def shape_functions() -> dict[str, Callable[..., Any]]:
-    """Returns stand-ins for operators that take long on the meta device, because they loop over time there."""
-    return {
+    """Returns stand-ins for common operators that take milliseconds on the meta device, or loop over time there."""
+    same = dict.fromkeys((f"aten.{name}.default" for name in _SAME_SHAPE), _same)
+    return same | {
+        "aten.softmax.int": _same,
+        "aten.batch_norm.default": _batch_norm,
+        "aten.linear.default": _linear,
         "aten.lstm.input": _lstm,
         "aten.gru.input": _recurrent,
         "aten.rnn_tanh.input": _recurrent,
         "aten.rnn_relu.input": _recurrent,
     }
+
+
+def _same(x: Tensor, *rest: Any, **named: Any) -> Tensor:
+    return x
+
+
+def _batch_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, *rest: Any) -> Tensor:
+    if x.dim() < 2 or any(part is not None and part.shape != x.shape[1:2] for part in (weight, bias, *rest[:2])):
+        raise ValueError("a BatchNorm's channels don't fit its input")
+    return x
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    if weight.dim() != 2 or x.dim() < 1 or x.shape[-1] != weight.shape[1]:
+        raise ValueError(f"a weight of {tuple(weight.shape)} doesn't fit an input of {tuple(x.shape)}")
+    return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
 
 def _lstm(

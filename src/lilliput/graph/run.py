@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lilliput.core.errors import DataError, FileError
-from lilliput.graph.bounds import MOST_ELEMENTS, check_sizes, to_meta
+from lilliput.graph.bounds import MOST_ELEMENTS, check_sizes, first_line, to_meta
 from lilliput.graph.ir import Branch, Graph, InputRef, InputSpec, Tree
 from lilliput.graph.program import Program
 from lilliput.graph.serial import check_name
@@ -81,10 +81,16 @@ class GraphModule(nn.Module):
         dtype = next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), None)
         self._check_sizes(inputs, tensors, dtype)
         values = program.values(inputs, tensors)
-        for step in program.steps(dtype, (tensors or inputs)[0].device):
-            values[step.place] = step.run(values)
-            for place in step.free:
-                values[place] = None
+        done = 0
+        try:
+            for step in program.steps(dtype, (tensors or inputs)[0].device):
+                values[step.place] = step.run(values)
+                for place in step.free:
+                    values[place] = None
+                done += 1
+        except Exception as error:
+            operator = graph.nodes[done].operator
+            raise FileError(f"graph: node {done} ({operator}) can't be run: {first_line(error)}") from error
         return join(graph.output, lambda ref: values[program.place(ref)])
 
     def _check_sizes(self, inputs: list[Tensor], tensors: list[Tensor], dtype: torch.dtype | None) -> None:

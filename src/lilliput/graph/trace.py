@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lilliput.core.errors import ModelError
+from lilliput.graph.bounds import first_line
 from lilliput.graph.convert import Converted, Unsupported, convert
 from lilliput.graph.ir import Graph, InputRef, InputSpec, NodeRef, Ref, Tree, map_refs
 from lilliput.graph.simplify import drop_dead
@@ -61,7 +62,7 @@ def trace(
                 failure = error
             # Export raises whatever the model's own code makes it raise.
             except Exception as error:
-                failure = ModelError(f"the model can't be exported: {type(error).__name__}: {_first_line(error)}")
+                failure = ModelError(f"the model can't be exported: {type(error).__name__}: {first_line(error)}")
         assert failure is not None
         raise failure from None
 
@@ -295,8 +296,3 @@ def _verify(
 
 def _tensors_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else "no reason given"
