@@ -126,7 +126,9 @@ nb::bytes encode(const Vector<Symbol>& symbols, const Vector<uint8_t>& rows, con
   return nb::bytes(reinterpret_cast<const char*>(out.data()), out.size());
 }
 
-inline uint32_t load_word(const uint8_t* at) { return at[0] | static_cast<uint32_t>(at[1]) << 8; }
+inline uint32_t load_word(const uint8_t* at) {  // little-endian; compilers make one load of it
+  return at[0] | static_cast<uint32_t>(at[1]) << 8;
+}
 
 // Slot -> symbol, frequency and slot - first, in one 32-bit word: for 12 bits and up to 256 symbols.
 struct PackedTable {
@@ -180,8 +182,9 @@ struct SplitTable {
   }
 };
 
-// Decodes everything; returns what is wrong, or nullptr.
-template <typename Table, typename Value>
+// Decodes everything; returns what is wrong, or nullptr. Where words are rare, a branch on them is predicted well;
+// elsewhere arithmetic is faster.
+template <bool kRare, typename Table, typename Value>
 const char* run(const Model& model, const Table& table, const uint8_t* data, size_t length, const Value* values,
                 Value* out) {
   const size_t n = model.size(), lanes = model.lanes;
@@ -201,13 +204,25 @@ const char* run(const Model& model, const Table& table, const uint8_t* data, siz
     if (lanes >= 8) {
       for (; i + 8 <= count && end - word >= 16; i += 8) {
         uint32_t* lane = &states[(start + i) & (lanes - 1)];
+        uint32_t x[8];  // copies, because stores to `out` might alias the states themselves
+        Value decoded[8];
+        std::memcpy(x, lane, sizeof x);
         for (size_t j = 0; j < 8; ++j) {
-          const uint32_t x = table.step(lane[j], offsets[i + j], values, &out[start + i + j], precision);
-          const uint32_t refilled = x << 16 | load_word(word);
-          const bool low = x < kLowest;
-          word += low ? 2 : 0;
-          lane[j] = low ? refilled : x;
+          const uint32_t y = table.step(x[j], offsets[i + j], values, &decoded[j], precision);
+          if (kRare) {
+            x[j] = y;
+            if (y < kLowest) {
+              x[j] = y << 16 | load_word(word);
+              word += 2;
+            }
+          } else {
+            const uint32_t low = y < kLowest;
+            x[j] = y ^ ((y ^ (y << 16 | load_word(word))) & (0u - low));
+            word += 2 * low;
+          }
         }
+        std::memcpy(lane, x, sizeof x);
+        std::memcpy(&out[start + i], decoded, sizeof decoded);
       }
     }
     for (; i < count; ++i) {
@@ -234,10 +249,15 @@ const char* decode(const Vector<uint8_t>& data, const Vector<uint8_t>& rows, con
   if (out.size() != model.size()) throw std::invalid_argument("output and levels differ in number");
   if (values.size() != model.symbols) throw std::invalid_argument("values and symbols differ in number");
   if (data.size() < 4 * lanes || data.size() % 2) return "a coded stream is cut off in the states of its lanes";
-  if (!PackedTable::fits(model)) return run(model, SplitTable(model), data.data(), data.size(), values.data(), out.data());
-  Value padded[256] = {};
+  const bool rare = data.size() / 2 < out.size() / 8;
+  if (!PackedTable::fits(model)) {
+    const auto decoder = rare ? run<true, SplitTable, Value> : run<false, SplitTable, Value>;
+    return decoder(model, SplitTable(model), data.data(), data.size(), values.data(), out.data());
+  }
+  Value padded[256] = {};  // an entry's byte is an index into it whatever the table holds
   std::copy(values.data(), values.data() + values.size(), padded);
-  return run(model, PackedTable(model), data.data(), data.size(), padded, out.data());
+  const auto decoder = rare ? run<true, PackedTable, Value> : run<false, PackedTable, Value>;
+  return decoder(model, PackedTable(model), data.data(), data.size(), padded, out.data());
 }
 
 // counts[level, symbol]: the encoder's statistics.
@@ -258,22 +278,51 @@ void count(const Vector<Symbol>& symbols, const Vector<uint8_t>& rows, const Vec
   }
 }
 
-// The three axes that levels are given to, and the prices of each symbol at each level, padded so that kWidth levels
-// can be read from any of them.
+// Levels priced at a time. Prices are padded, so that this many can be read from any level on.
 constexpr size_t kWidth = 16;
 
+// One row of the array: `base` is the level and `target` the index along the priced axis, of each column.
 template <typename Symbol, typename Sum>
-void accumulate(const Symbol* source, const uint8_t* const maps[3], const size_t sizes[3], unsigned axis,
-                const std::vector<int32_t>& prices, size_t stride, std::vector<Sum>& sums) {
-  const uint8_t *rows = maps[0], *inner = maps[1], *positions = maps[2];
-  for (size_t r = 0, i = 0; r < sizes[0]; ++r)
-    for (size_t k = 0; k < sizes[1]; ++k)
-      for (size_t q = 0; q < sizes[2]; ++q, ++i) {
-        const size_t base = (axis == 0 ? 0 : rows[r]) + (axis == 1 ? 0 : inner[k]) + (axis == 2 ? 0 : positions[q]);
-        const int32_t* from = &prices[source[i] * stride + base];
-        Sum* to = &sums[(axis == 0 ? r : axis == 1 ? k : q) * kWidth];
-        for (size_t j = 0; j < kWidth; ++j) to[j] += from[j];
-      }
+void accumulate(const Symbol* source, const std::vector<uint32_t>& base, const std::vector<uint32_t>& target,
+                const int32_t* prices, size_t stride, Sum* sums) {
+  for (size_t c = 0; c < base.size(); ++c) {
+    const int32_t* from = prices + source[c] * stride + base[c];
+    Sum* to = sums + target[c];
+    for (size_t j = 0; j < kWidth; ++j) to[j] += from[j];
+  }
+}
+
+// The same where the priced axis is the rows: all columns go to one index, kept in registers.
+template <typename Symbol, typename Sum>
+void accumulate(const Symbol* source, const std::vector<uint32_t>& base, const int32_t* prices, size_t stride,
+                Sum* sums) {
+  Sum total[kWidth] = {};
+  for (size_t c = 0; c < base.size(); ++c) {
+    const int32_t* from = prices + source[c] * stride + base[c];
+    for (size_t j = 0; j < kWidth; ++j) total[j] += from[j];
+  }
+  std::copy(total, total + kWidth, sums);
+}
+
+template <typename Sum, typename Symbol>
+std::vector<Sum> priced(const Symbol* source, const uint8_t* const maps[3], const size_t sizes[3], unsigned axis,
+                        const std::vector<int32_t>& prices, size_t stride) {
+  std::vector<Sum> sums(sizes[axis] * kWidth);
+  std::vector<uint32_t> columns(sizes[1] * sizes[2]), base(columns.size()), target(columns.size());
+  for (size_t k = 0, c = 0; k < sizes[1]; ++k)
+    for (size_t q = 0; q < sizes[2]; ++q, ++c) {
+      columns[c] = (axis == 1 ? 0 : maps[1][k]) + (axis == 2 ? 0 : maps[2][q]);
+      target[c] = static_cast<uint32_t>(axis == 1 ? k : q) * kWidth;
+    }
+  for (size_t r = 0; r < sizes[0]; ++r, source += columns.size()) {
+    if (axis == 0) {
+      accumulate(source, columns, prices.data(), stride, &sums[r * kWidth]);
+    } else {
+      for (size_t c = 0; c < columns.size(); ++c) base[c] = columns[c] + maps[0][r];
+      accumulate(source, base, target, prices.data(), stride, sums.data());
+    }
+  }
+  return sums;
 }
 
 // costs[index along axis, j] = sum of prices[symbol, j + level of the two other axes]: what each row, inner index or
@@ -285,7 +334,7 @@ void price(const Vector<Symbol>& symbols, const Vector<uint8_t>& rows, const Vec
   const size_t n = symbols.size(), levels = prices.shape(1), width = costs.shape(1);
   const size_t sizes[3] = {rows.size(), inner.size(), positions.size()};
   const uint8_t* maps[3] = {rows.data(), inner.data(), positions.data()};
-  if (axis > 2 || n != sizes[0] * sizes[1] * sizes[2] || costs.shape(0) != sizes[axis])
+  if (axis > 2 || sizes[1] * sizes[2] > UINT32_MAX / kWidth || n != sizes[0] * sizes[1] * sizes[2] || costs.shape(0) != sizes[axis])
     throw std::invalid_argument("symbols and levels differ in number");
   if (n == 0) return;
   if (*std::max_element(symbols.data(), symbols.data() + n) >= prices.shape(0))
@@ -308,15 +357,10 @@ void price(const Vector<Symbol>& symbols, const Vector<uint8_t>& rows, const Vec
     for (size_t i = 0; i < sizes[axis]; ++i)
       for (size_t j = 0; j < width; ++j) costs.data()[i * width + j] = sums[i * kWidth + j];
   };
-  if (static_cast<int64_t>(n / sizes[axis]) <= INT32_MAX / dearest) {  // no sum can overflow 32 bits
-    std::vector<int32_t> sums(sizes[axis] * kWidth);
-    accumulate(symbols.data(), maps, sizes, axis, padded, stride, sums);
-    finish(sums);
-  } else {
-    std::vector<int64_t> sums(sizes[axis] * kWidth);
-    accumulate(symbols.data(), maps, sizes, axis, padded, stride, sums);
-    finish(sums);
-  }
+  if (static_cast<int64_t>(n / sizes[axis]) <= INT32_MAX / dearest)  // no sum can overflow 32 bits
+    finish(priced<int32_t>(symbols.data(), maps, sizes, axis, padded, stride));
+  else
+    finish(priced<int64_t>(symbols.data(), maps, sizes, axis, padded, stride));
 }
 
 const lilliput::Register bind([](nb::module_& m) {

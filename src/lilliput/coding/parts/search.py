@@ -19,10 +19,14 @@ DEAREST = 24
 REACH = ((7, 0, 0), (7, 7, 0), (7, 5, 2))
 """How many levels the rows, inner and positions may lie off the middle, by the number of axes that vary."""
 SPACINGS = (0.3, 0.7)
-"""Steps of log2 t from level to level that are tried."""
+"""Steps of log2 t from level to level that are tried, of large arrays only the first."""
+LARGE = 1 << 18
+"""Elements from which an array is large: there the finer step is as good."""
 ROUNDS = 2
 LEAST = 256
 """Arrays of fewer elements aren't searched."""
+MOST = 1 << 28
+"""Arrays of more elements aren't searched."""
 WIDEST = 1024
 """Alphabets with more symbols aren't searched."""
 
@@ -30,11 +34,11 @@ WIDEST = 1024
 def fit(letters: Alphabet, flat: np.ndarray, shape: tuple[int, int, int]) -> Model:
     """The best model found for a flat array seen as rows x inner x positions."""
     best = plain = model.fit_plain(letters)
-    if flat.size < LEAST or len(best.letters) > WIDEST or max(shape) == flat.size:
+    if flat.size < LEAST or len(best.letters) > WIDEST or max(shape) == flat.size or flat.size > MOST:
         return plain
     letters = plain.letters
     symbols = letters.symbols(flat)
-    for spacing in SPACINGS:
+    for spacing in SPACINGS if flat.size < LARGE else SPACINGS[:1]:
         maps = find_maps(symbols, letters.counts, shape, spacing)
         total = 1 + sum(int(one.max()) for one in maps)
         if total == 1:

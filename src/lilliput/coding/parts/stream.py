@@ -130,34 +130,36 @@ def _tables(layout: Layout) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def _decode_many(states: np.ndarray, words: np.ndarray, layout: Layout, values: np.ndarray, out: np.ndarray) -> int:
     """All lanes a step at a time; changes `states` and `out`, returns the number of words taken."""
-    lanes, precision = layout.lanes, np.uint32(layout.precision)
-    mask = np.uint32((1 << layout.precision) - 1)
+    lanes, mask = layout.lanes, (1 << layout.precision) - 1
     symbol, frequency, bias = _tables(layout)
-    decoded = values[symbol]
+    decoded, frequency, bias = values[symbol], frequency.astype(np.int64), bias.astype(np.int64)
     leveled = len(layout.frequencies) > 1
-    slot, product, high = np.empty(lanes, np.intp), np.empty(lanes, np.uint32), np.empty(lanes, np.uint32)
-    words = np.concatenate([words, np.zeros(lanes, words.dtype)]).astype(np.uint32)
-    available, at = words.size - lanes, 0
+    wide = states.astype(np.int64)  # 64 bits: then slots are indices as they are
+    slots, factor = np.empty((STEPS, lanes), np.int64), np.empty(lanes, np.int64)
+    stream = np.concatenate([words, np.zeros(lanes, words.dtype)]).astype(np.int64)
+    at = 0
     for start in range(0, out.size, lanes * STEPS):
         stop = min(start + lanes * STEPS, out.size)
-        offsets = layout.levels(start, stop).astype(np.intp) << layout.precision if leveled else None
-        for first in range(start, stop, lanes):
-            count = min(lanes, stop - first)
-            x, s, p, h = states[:count], slot[:count], product[:count], high[:count]
-            np.bitwise_and(x, mask, out=s, casting="unsafe")
+        offsets = layout.levels(start, stop).astype(np.int64) << layout.precision if leveled else None
+        for step, first in enumerate(range(0, stop - start, lanes)):
+            count = min(lanes, stop - start - first)
+            x, slot, f = wide[:count], slots[step, :count], factor[:count]
+            np.bitwise_and(x, mask, out=slot)
             if offsets is not None:
-                s += offsets[first - start : first - start + count]
-            decoded.take(s, out=out[first : first + count], mode="clip")
-            frequency.take(s, out=p, mode="clip")
-            np.right_shift(x, precision, out=x)
-            np.multiply(x, p, out=x)
-            bias.take(s, out=h, mode="clip")
-            np.add(x, h, out=x)
-            low = np.flatnonzero(x < LOWEST)
-            x[low] = (x[low] << np.uint32(16)) | words[at : at + low.size]
+                slot += offsets[first : first + count]
+            x >>= layout.precision
+            x *= frequency.take(slot, out=f, mode="clip")
+            x += bias.take(slot, out=f, mode="clip")
+            low = (x < LOWEST).nonzero()[0]
+            refilled = x.take(low)
+            refilled <<= 16
+            refilled |= stream[at : at + low.size]
+            x[low] = refilled
             at += low.size
-            if at > available:
+            if at > words.size:
                 raise FileError("a coded stream ends before its values do")
+        out[start:stop] = decoded.take(slots.reshape(-1)[: stop - start])
+    states[:] = wide
     return at
 
 
