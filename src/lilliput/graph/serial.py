@@ -227,7 +227,8 @@ def check_name(name: object) -> str:
     if not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME or not name.isprintable():
         raise FileError(f"graph: {str(name)[:80]!r} can't be a tensor's name")
     parts = name.split(".")
-    if not all(parts) or len(parts) > DEEPEST_NAME:
+    # Every module has a flag of this name, which nothing may hide.
+    if not all(parts) or len(parts) > DEEPEST_NAME or "training" in parts:
         raise FileError(f"graph: {name[:80]!r} can't be a tensor's name")
     return name
 
