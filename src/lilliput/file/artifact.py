@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from os import PathLike
@@ -59,6 +60,12 @@ class Artifact:
         """Unpacks every parameter and buffer, tied ones under each of their names."""
         state = {name: self.weight(name) for name in self.weights}
         return state | {alias: state[name] for alias, name in self.aliases.items()}
+
+    @property
+    def report(self) -> Any:
+        """A report of it, with `save("report.html")`; see `lilliput.report.collect.Report`."""
+        # Imports run one way; the report's room lies further on.
+        return importlib.import_module("lilliput.report.collect").Report(self)
 
     def save(self, path: str | PathLike[str]) -> int:
         """Writes the file atomically and returns its size in bytes; see `lilliput.file.write`."""

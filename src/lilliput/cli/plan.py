@@ -1,0 +1,81 @@
+"""`lilliput plan`: a model and a budget in, a recipe out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from lilliput.cli import parameters, terminal
+from lilliput.core.errors import BudgetError
+
+
+def plan(  # noqa: PLR0913 - each is an option
+    model: parameters.Model,
+    *,
+    size: Annotated[
+        str | None, Parameter(help="Largest file: '1 MB', '300 kB', or a part of the original, '0.1x'.")
+    ] = None,
+    max_drop: Annotated[
+        float | None, Parameter(help="Largest drop of your metric, in its units; needs --evaluate.")
+    ] = None,
+    weights: parameters.Weights = None,
+    data: parameters.Data = None,
+    input: parameters.Inputs = None,
+    evaluate: parameters.Evaluate = None,
+    output: Annotated[
+        Path | None, Parameter(name=["--output", "-o"], help="Where the recipe goes; stdout if not given.")
+    ] = None,
+    json: parameters.Json = False,
+) -> None:
+    """Find the recipe that meets a budget at the least cost.
+
+    Exit code 3 means that the budget can't be met; the message names the nearest one that can.
+
+      lilliput plan net.py:build --weights net.pth --data net.py:batches --size '1 MB' -o recipe.toml
+    """
+    from lilliput.cli import inputs, sources
+    from lilliput.core.recipe import to_data
+
+    if size is None and max_drop is None:
+        raise terminal.UsageError("give a budget: --size '1 MB', --max-drop 0.005, or both")
+    if max_drop is not None and evaluate is None:
+        raise terminal.UsageError("--max-drop needs --evaluate, which measures the drop")
+    budget = _budget(size, max_drop)
+    terminal.check_outputs(output, sources=[weights, model.rpartition(":")[0]])
+    example = inputs.inputs_of(input)
+    with terminal.working("loading the model"):
+        network = sources.model_of(model, weights)
+        batches = sources.data_of(data)
+        metric = sources.evaluate_of(evaluate)
+        sources.check_call(network, example, batches)
+    with terminal.working("planning"):
+        recipe = _planned(network, budget, batches, metric, example)
+    text = recipe.dumps()
+    if output is not None:
+        from lilliput.file.atomic import write_text
+
+        write_text(output, text)
+    if json:
+        terminal.show_json({"output": str(output) if output else None, "recipe": to_data(recipe), "toml": text})
+    elif output is None:
+        print(text, end="")
+    else:
+        terminal.say(f"{output}: {len(recipe.rules)} rules; use it with lilliput compress --recipe {output}")
+
+
+def _budget(size: str | None, max_drop: float | None) -> Any:
+    from lilliput.core.budget import Budget
+
+    try:
+        return Budget(size=size, max_drop=max_drop)
+    except BudgetError as error:
+        # What can't be read is no budget that can't be met.
+        raise terminal.UsageError(str(error)) from None
+
+
+def _planned(network: Any, budget: Any, batches: Any, metric: Any, example: Any) -> Any:
+    import lilliput
+
+    return lilliput.plan(network, budget, batches, evaluate=metric, example=example)

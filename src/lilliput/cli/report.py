@@ -1,0 +1,42 @@
+"""`lilliput report`: writes the report of a file as a page or as JSON."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from lilliput.cli import parameters, terminal
+
+
+def report(
+    file: parameters.File,
+    *,
+    output: parameters.Output,
+    model: Annotated[
+        str | None, Parameter(help="The original model, to show its values before and after: file.py:function.")
+    ] = None,
+    weights: parameters.Weights = None,
+    json: parameters.Json = False,
+) -> None:
+    """Write a report of a file: a page that opens offline (.html), or the same as .json.
+
+    lilliput report net.safetensors --model net.py:build --weights net.pth -o report.html
+    """
+    from lilliput.cli import sources
+    from lilliput.file.read import read
+    from lilliput.report.collect import Report
+
+    if weights is not None and model is None:
+        raise terminal.UsageError("--weights belongs to a model: give --model too")
+    terminal.check_outputs(output, sources=[file, weights])
+    terminal.check_ending(output, ".html", ".json")
+    with terminal.working("writing the report"):
+        artifact = read(file)
+        original = sources.model_of(model, weights) if model else None
+        made = Report(artifact, original, file)
+        made.save(output)
+    if json:
+        terminal.show_json({"output": str(output), **made.to_dict()})
+    else:
+        terminal.say(f"{output}: report of {file}")
