@@ -78,10 +78,10 @@ def check_name(name: object) -> str:
     if not isinstance(name, str):
         raise FileError(f"a name must be a string, not {type(name).__name__}")
     shown = ascii(name[:80])
+    if name[:1] in {"/", "\\"} or name[1:3] in {":/", ":\\"} or ".." in re.split(r"[/\\]", name):
+        raise FileError(f"{shown} can't be a tensor's name: it looks like a path to another file")
     if not 0 < len(name) <= MAX_NAME or not name.isprintable() or not all(name.split(".")):
         raise FileError(f"{shown} can't be a tensor's name: empty, too long, unprintable or with an empty part")
-    if name[0] in "/\\" or name[1:3] in {":/", ":\\"} or ".." in re.split(r"[/\\]", name):
-        raise FileError(f"{shown} can't be a tensor's name: it looks like a path to another file")
     if name in {MANIFEST, STREAMS, "__metadata__"}:
         raise FileError(f"{shown} can't be a tensor's name: the format needs it for itself")
     return name

@@ -20,7 +20,7 @@ from lilliput.core.recipe import Recipe, from_data
 from lilliput.file import entries, layout
 from lilliput.file.artifact import Artifact
 from lilliput.file.entries import Node
-from lilliput.file.leaf import Leaf
+from lilliput.file.leaf import Leaf, contents
 from lilliput.file.source import Opened, entries_of, open_file, table_of
 from lilliput.file.survey import describe
 
@@ -67,8 +67,6 @@ def _named(path: str | PathLike[str], function: Callable[[BinaryIO, int], Result
             return function(file, os.fstat(file.fileno()).st_size)
     except OSError as error:
         raise FileError(f"{os.fspath(path)}: can't be read: {error.strerror or error}") from None
-    except MemoryError:
-        raise FileError(f"{os.fspath(path)}: there isn't memory enough for what the file declares") from None
     except FileError as error:
         raise FileError(f"{os.fspath(path)}: {error}") from error.__cause__
 
@@ -85,7 +83,10 @@ def _artifact(opened: Opened, max_bytes: int) -> Artifact:
     graph = _graph(table["g"], {*weights, *constants, *aliases}) if "g" in table else None
     for name, node in weights.items():
         _check_methods(name, node)
-    tensors = _decoded(found.leaves, opened)
+    try:
+        tensors = _decoded(found.leaves, opened)
+    except MemoryError:
+        raise FileError(f"there isn't memory enough for the {found.decoded} bytes that the file declares") from None
     return Artifact(
         weights={name: _built(node, tensors) for name, node in weights.items()},
         recipe=recipe,
@@ -138,7 +139,8 @@ def _decoded(leaves: list[Leaf], opened: Opened) -> list[Tensor]:
         if leaf.how == "=":
             tensor = _filled(leaf, dtype)
         elif leaf.how == "copy":
-            tensor = tensors[int(leaf.argument)].clone()
+            # By NumPy, which says in a way of its own that memory is short.
+            tensor = torch.from_numpy(contents(tensors[int(leaf.argument)]).copy()).view(dtype).reshape(leaf.shape)
         elif leaf.how == "named":
             tensor = torch.from_numpy(opened.buffers[leaf.name]).view(dtype).reshape(leaf.shape)
         else:
@@ -154,9 +156,9 @@ def _decoded(leaves: list[Leaf], opened: Opened) -> list[Tensor]:
 
 def _filled(leaf: Leaf, dtype: torch.dtype) -> Tensor:
     """A tensor of equal elements, made through integers so that their bits stay as they are."""
-    width = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
-    element = int.from_bytes(bytes.fromhex(str(leaf.argument)), "little", signed=True)
-    return torch.full(leaf.shape, element, dtype=width).view(dtype)
+    array = np.empty(leaf.shape, f"<i{dtype.itemsize}")
+    array.fill(int.from_bytes(bytes.fromhex(str(leaf.argument)), "little", signed=True))
+    return torch.from_numpy(array).view(dtype)
 
 
 def _coded(leaf: Leaf, data: np.ndarray, dtype: torch.dtype) -> Tensor:
