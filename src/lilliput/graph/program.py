@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lilliput.graph.bounds import shape_functions
+from lilliput.graph.bounds import SHAPES, bound_of
 from lilliput.graph.ir import Graph, InputRef, Node, NodeRef, Ref, TensorRef, refs_of
 from lilliput.graph.operators import operators
 
@@ -24,11 +24,13 @@ class Step:
         run: computes the result from the list of all values.
         place: where the result goes.
         free: places that nothing reads afterwards.
+        bound: how many elements the result will have at most, from the same values.
     """
 
     run: Callable[[Values], Any]
     place: int
     free: tuple[int, ...]
+    bound: Callable[[Values], int]
 
 
 class Program:
@@ -42,7 +44,7 @@ class Program:
         self.graph = graph
         self.tensors = graph.tensors
         self._tensor_place = {name: len(graph.inputs) + index for index, name in enumerate(self.tensors)}
-        self._first_node = len(graph.inputs) + len(self.tensors)
+        self.first_node = len(graph.inputs) + len(self.tensors)
         self._free = self._last_uses()
         self._made: dict[tuple[torch.dtype | None, torch.device], list[Step]] = {}
 
@@ -54,7 +56,7 @@ class Program:
         """
         if isinstance(ref, TensorRef):
             return self._tensor_place[ref.name]
-        return ref.index + self._first_node if isinstance(ref, NodeRef) else ref.index
+        return ref.index + self.first_node if isinstance(ref, NodeRef) else ref.index
 
     def values(self, inputs: list[Any], tensors: list[Any]) -> Values:
         """Returns the list of all values before the first step.
@@ -66,7 +68,7 @@ class Program:
         return [*inputs, *tensors, *[None] * len(self.graph.nodes)]
 
     def steps(self, dtype: torch.dtype | None, device: torch.device) -> list[Step]:
-        """Returns the steps for a module of a dtype on a device; on `meta` only shapes are computed.
+        """Returns the steps for a module of a dtype on a device; on `meta` only shapes are found.
 
         Args:
             dtype: floating dtype that stands for the one traced.
@@ -74,10 +76,14 @@ class Program:
         """
         key = (dtype, device)
         if key not in self._made:
-            made = [
-                Step(self._compile(node, dtype, device), self._first_node + index, self._free[index])
-                for index, node in enumerate(self.graph.nodes)
-            ]
+            made = []
+            for index, node in enumerate(self.graph.nodes):
+                call = operators()[node.operator].call
+                if device.type == "meta":
+                    call = SHAPES.get(node.operator, call)
+                run = self._compile(call, node, dtype, device)
+                bound = self._compile(bound_of(node.operator, call), node, dtype, device)
+                made.append(Step(run, self.first_node + index, self._free[index], bound))
             self._made[key] = made
         return self._made[key]
 
@@ -87,19 +93,17 @@ class Program:
         free: list[tuple[int, ...]] = []
         for index in range(len(self.graph.nodes) - 1, -1, -1):
             refs = self.graph.nodes[index].refs()
-            used = {self.place(ref) for ref in refs if not isinstance(ref, TensorRef)} | {self._first_node + index}
+            used = {self.place(ref) for ref in refs if not isinstance(ref, TensorRef)} | {self.first_node + index}
             free.append(tuple(used - kept))
             kept |= used
         return free[::-1]
 
-    def _compile(self, node: Node, dtype: torch.dtype | None, device: torch.device) -> Callable[[Values], Any]:
-        operator = operators()[node.operator]
-        call = operator.call
-        if device.type == "meta":
-            call = shape_functions().get(node.operator, call)
+    def _compile(
+        self, call: Callable[..., Any], node: Node, dtype: torch.dtype | None, device: torch.device
+    ) -> Callable[[Values], Any]:
         args = [self._getter(argument, dtype) for argument in node.args]
         kwargs = {name: self._getter(argument, dtype) for name, argument in node.kwargs.items()}
-        if operator.creates:
+        if operators()[node.operator].creates:
             kwargs["device"] = (device, None)
         places = [getter for _, getter in args if isinstance(getter, int)]
         if not kwargs and len(places) == len(args):

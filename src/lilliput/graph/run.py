@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lilliput.core.errors import DataError, FileError
-from lilliput.graph.bounds import MOST_ELEMENTS, check_sizes, first_line, to_meta
+from lilliput.graph.execute import MOST_ELEMENTS, run, run_checked, setting_of
 from lilliput.graph.ir import Branch, Graph, InputRef, InputSpec, Tree
 from lilliput.graph.program import Program
 from lilliput.graph.serial import check_name
@@ -78,33 +78,16 @@ class GraphModule(nn.Module):
         inputs = bind_inputs(graph, args, kwargs)
         check_inputs(graph.inputs, graph.symbols, inputs)
         tensors = [_fetch(holder, leaf) for holder, leaf in self.__dict__["_slots"]]
-        dtype = next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), None)
-        self._check_sizes(inputs, tensors, dtype)
-        values = program.values(inputs, tensors)
-        done = 0
-        try:
-            for step in program.steps(dtype, (tensors or inputs)[0].device):
-                values[step.place] = step.run(values)
-                for place in step.free:
-                    values[place] = None
-                done += 1
-        except Exception as error:
-            operator = graph.nodes[done].operator
-            raise FileError(f"graph: node {done} ({operator}) can't be run: {first_line(error)}") from error
-        return join(graph.output, lambda ref: values[program.place(ref)])
-
-    def _check_sizes(self, inputs: list[Tensor], tensors: list[Tensor], dtype: torch.dtype | None) -> None:
-        limit, checked, program = self.__dict__["_limit"], self.__dict__["_checked"], self.__dict__["_program"]
-        key = (dtype, *[(tensor.shape, tensor.dtype) for tensor in inputs])
+        limit, checked = self.__dict__["_limit"], self.__dict__["_checked"]
+        key = (*setting_of(inputs, tensors), *[(tensor.shape, tensor.dtype) for tensor in inputs])
         if limit is None or key in checked:
-            return
-        values = program.values([to_meta(tensor) for tensor in inputs], [to_meta(tensor) for tensor in tensors])
-        names = [node.operator for node in program.graph.nodes]
-        with torch.no_grad():
-            check_sizes(names, values, program.steps(dtype, torch.device("meta")), limit)
-        if len(checked) >= _REMEMBERED:
-            checked.clear()
-        checked.add(key)
+            values = run(program, inputs, tensors)
+        else:
+            values = run_checked(program, inputs, tensors, limit)
+            if len(checked) >= _REMEMBERED:
+                checked.clear()
+            checked.add(key)
+        return join(graph.output, lambda ref: values[program.place(ref)])
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in ("_program", "_checked")}

@@ -1,4 +1,4 @@
-"""Shapes of a graph's results and who uses them, found without computing anything."""
+"""Shapes of a graph's results, and who uses them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lilliput.graph.bounds import to_meta
 from lilliput.graph.ir import Graph, NodeRef, TensorRef, refs_of
 from lilliput.graph.program import Program
 
@@ -18,7 +17,7 @@ Shape = tuple[int, ...]
 def shapes_of(
     graph: Graph, tensors: Mapping[str, Tensor], inputs: Sequence[Tensor] | None = None
 ) -> list[Shape | None] | None:
-    """Runs a graph on the meta device.
+    """Runs a graph once to see the shapes of its results.
 
     Args:
         graph: any graph.
@@ -29,18 +28,20 @@ def shapes_of(
         The shape of each node's result, None where that is no tensor; None altogether if it can't be run so.
     """
     program = Program(graph)
-    held = [to_meta(tensors[name]) for name in program.tensors]
-    given = [to_meta(tensor) for tensor in inputs] if inputs is not None else _invented(graph)
+    held = [tensors[name] for name in program.tensors]
+    given = list(inputs) if inputs is not None else _invented(graph)
     dtype = next((tensor.dtype for tensor in held if tensor.is_floating_point()), None)
     values = program.values(given, held)
     shapes: list[Shape | None] = []
     with torch.no_grad():
-        for step in program.steps(dtype, torch.device("meta")):
+        for step in program.steps(dtype, (held or given)[0].device):
             try:
                 result: Any = step.run(values)
             except Exception:
                 return None
             values[step.place] = result
+            for place in step.free:
+                values[place] = None
             shapes.append(tuple(result.shape) if isinstance(result, Tensor) else None)
     return shapes
 
@@ -48,7 +49,7 @@ def shapes_of(
 def _invented(graph: Graph) -> list[Tensor]:
     sizes = {name: min(max(low, 2), high or 2) for name, (low, high) in graph.symbols.items()}
     return [
-        torch.empty([sizes[d] if isinstance(d, str) else d for d in spec.shape], dtype=spec.dtype, device="meta")
+        torch.zeros([sizes[d] if isinstance(d, str) else d for d in spec.shape], dtype=spec.dtype)
         for spec in graph.inputs
     ]
 
