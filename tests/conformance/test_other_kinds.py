@@ -1,0 +1,23 @@
+"""Every criterion, pattern, schedule and loss that can be found holds to the laws of its kind."""
+
+import pytest
+
+from lilliput.core.method import find_path, methods
+from lilliput.testing import criterion, loss, pattern, schedule
+
+SUITES = {"criterion": criterion, "pattern": pattern, "schedule": schedule, "loss": loss}
+CASES = [
+    pytest.param(m.path, law, id=f"{m.path}-{law.__name__}")
+    for m in methods()
+    if m.kind in SUITES
+    for law in SUITES[m.kind].LAWS
+]
+
+
+def test_every_suite_has_a_method():
+    assert {m.kind for m in methods()} >= SUITES.keys()
+
+
+@pytest.mark.parametrize(("path", "law"), CASES)
+def test_law(path, law):
+    law(find_path(path))
