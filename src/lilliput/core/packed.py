@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 Setting = bool | int | float | str
 
+FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
+INTEGERS = frozenset({torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64})
+"""Types that a part may have: those on which every operation of `unpack` is defined."""
+
 
 @dataclass(frozen=True, eq=False)
 class Packed:
@@ -45,7 +49,8 @@ class Packed:
         Args:
             part: its name.
             shape: the shape that it must have, or None for any.
-            integer: whether its dtype must be an integer (or bool) or a floating-point one; None for either.
+            integer: whether its dtype must be an integer (or bool) or a floating-point one of 16 bits or more; None
+                for either.
 
         Raises:
             MethodError: if the part is missing or other than asked for.
@@ -55,7 +60,7 @@ class Packed:
             raise MethodError(f"{self.method}: part '{part}' is missing; the packed weight is damaged")
         if shape is not None and tuple(value.shape) != shape:
             raise MethodError(f"{self.method}: part '{part}' has shape {tuple(value.shape)}, not {shape}")
-        if integer is not None and integer == value.dtype.is_floating_point:
+        if value.dtype not in (FLOATS | INTEGERS if integer is None else INTEGERS if integer else FLOATS):
             raise MethodError(f"{self.method}: part '{part}' has dtype {value.dtype}")
         return value
 

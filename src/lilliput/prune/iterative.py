@@ -38,6 +38,8 @@ class Iterative:
             return method
         part = 1.0 if self.until == 0 else min(progress / self.until, 1.0)
         done = min(1 + int(part * (self.rounds - 1) + 1e-9), self.rounds)
+        if done == self.rounds:
+            return method
         if getattr(method, "quality", 0):
             return replace(method, quality=method.quality * done / self.rounds)
         return replace(method, sparsity=1 - (1 - method.sparsity) ** (done / self.rounds))

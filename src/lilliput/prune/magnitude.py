@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -54,9 +54,19 @@ class Magnitude(Sparse):
             return alive
         return alive & (scores >= self.quality * float(live.std(correction=0)))
 
+    def pack(self, weight: Tensor, stats: Any = None, prior: Packed | None = None) -> Packed:
+        """Packs as every pruning method does, and notes the quality that the mask was made by."""
+        packed = super().pack(weight, stats, prior)
+        if not self.quality:
+            return packed
+        made = prior.settings.get("quality", 0.0) if prior is not None and self.fulfilled(prior) else self.quality
+        return replace(packed, settings={"quality": made})
+
     def fulfilled(self, prior: Packed) -> bool:
-        """By quality: once a mask is made it stays; a new round is a new `attach` with another quality."""
-        return bool(self.quality) or super().fulfilled(prior)
+        """By quality: a mask stays until a larger quality is asked for, by a schedule or a new `attach`."""
+        if not self.quality:
+            return super().fulfilled(prior)
+        return float(prior.settings.get("quality", 0.0)) >= self.quality
 
     @classmethod
     def choices(cls) -> tuple[Sparse, ...]:

@@ -87,7 +87,7 @@ class Sparse(WeightMethod):
         """Puts the values where the mask is set, or returns the dense values."""
         values = packed.tensor("values", integer=False)
         if "mask" not in packed.parts:
-            return packed.tensor("values", shape=packed.shape).to(packed.dtype)
+            return packed.tensor("values", shape=packed.shape, integer=False).to(packed.dtype)
         mask = packed.tensor("mask", shape=packed.shape)
         if mask.dtype != torch.bool or values.shape != (int(mask.sum()),):
             raise MethodError(f"{NAME}: {tuple(values.shape)} values for {int(mask.sum())} places")

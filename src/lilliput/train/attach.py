@@ -31,12 +31,14 @@ class Attachment:
         example: an input of the model, for its graph; None if none was given.
         notes: weights that were left as they are, and why.
         order: names of each owner's parameters in the order in which it made them, by module path.
+        fixed: names of the attached weights that the user didn't train: their parts aren't trained either.
     """
 
     recipe: Recipe
     example: Any
     notes: dict[str, str]
     order: dict[str, tuple[str, ...]]
+    fixed: frozenset[str] = frozenset()
 
 
 def attach(model: nn.Module, recipe: Recipe, data: Any = None, *, example: Any = None, stats: Any = None) -> nn.Module:
@@ -82,17 +84,20 @@ def attach(model: nn.Module, recipe: Recipe, data: Any = None, *, example: Any =
         if node is not None:
             planned.append((weight, node))
     previous = attachment(model)
+    fixed = {weight.name for weight in found if not weight.parameter.requires_grad}
     if previous is not None:
         if example is None:
             example = previous.example
-        detach(model)
+        fixed = _detach_but_latent(model, previous, {weight.name for weight, _ in planned})
     paths = dict.fromkeys(path for weight, _ in planned for path, _ in weight.owners)
     order = {path: tuple(model.get_submodule(path)._parameters) for path in paths}
     for weight, node in planned:
+        if weight.name in fixed:
+            node.requires_grad_(False)
         _register(model, weight, node)
     for module in _recurrent(model, [weight for weight, _ in planned]):
         module.register_forward_hook(_drop_graph)
-    object.__setattr__(model, ATTRIBUTE, Attachment(recipe, example, notes, order))
+    object.__setattr__(model, ATTRIBUTE, Attachment(recipe, example, notes, order, frozenset(fixed)))
     return model
 
 
@@ -101,11 +106,10 @@ def _node_for(model: nn.Module, weight: Weight, recipe: Recipe, stats: Any, note
     if rule is None or not rule.steps:
         return None
     current = node_of(model, weight)
-    prior = current.state(weight.parameter) if current is not None else None
     try:
         # A part trained in the weight's place holds what the weight is now.
         latent = weight.parameter if current is None or not current.trained else current(weight.parameter)
-        return Node(latent, rule.steps, stats=stats, prior=prior, schedule=rule.schedule)
+        return Node(latent, rule.steps, stats=stats, previous=current, schedule=rule.schedule)
     except NotWorthwhile as reason:
         notes[weight.name] = str(reason)
         return None
@@ -115,27 +119,53 @@ def _node_for(model: nn.Module, weight: Weight, recipe: Recipe, stats: Any, note
 
 def _register(model: nn.Module, weight: Weight, node: Node) -> None:
     node.train(model.training)
-    for path, attribute in weight.owners:
+    for module, attribute in _places(model, weight):
         # unsafe: the check would run every method once more, and shape and dtype are ours by law.
-        parametrize.register_parametrization(model.get_submodule(path), attribute, node, unsafe=True)
+        parametrize.register_parametrization(module, attribute, node, unsafe=True)
     if node.trained:
         # The latent weight has no say any more; DDP must not wait for its gradient.
         weight.parameter.requires_grad_(False)
 
 
+def _detach_but_latent(model: nn.Module, previous: Attachment, planned: set[str]) -> set[str]:
+    """Detaches, but leaves latent weights that go on being trained as they are; returns whose parts were fixed."""
+    latent = {
+        weight.name: weight.parameter.detach().clone()
+        for weight, node in attached(model)
+        if weight.name in planned and not node.trained
+    }
+    detach(model)
+    with torch.no_grad():
+        for weight in weights(model):
+            if weight.name in latent:
+                weight.parameter.copy_(latent[weight.name])
+    return {weight.name for weight in weights(model) if not weight.parameter.requires_grad}
+
+
+def _places(model: nn.Module, weight: Weight) -> list[tuple[nn.Module, str]]:
+    """Every module that holds a weight, once, though it may bear several paths."""
+    found = [(model.get_submodule(path), attribute) for path, attribute in weight.owners]
+    return list({(id(module), attribute): (module, attribute) for module, attribute in found}.values())
+
+
 def _recurrent(model: nn.Module, found: list[Weight]) -> list[nn.RNNBase]:
-    paths = dict.fromkeys(path for weight in found for path, _ in weight.owners)
-    modules = [model.get_submodule(path) for path in paths]
-    return [module for module in modules if isinstance(module, nn.RNNBase)]
+    modules = {id(module): module for weight in found for module, _ in _places(model, weight)}
+    return [module for module in modules.values() if isinstance(module, nn.RNNBase)]
 
 
 def _drop_graph(module: nn.RNNBase, inputs: Any, output: Any) -> None:
     """Keeps a recurrent layer's list of weights free of autograd history, which would forbid deepcopy.
 
-    The layer notices by itself, in the next forward pass, that these are not its weights any more.
+    In the next forward pass the layer must notice that these are not its weights any more, even if `cached()` gives
+    it the same ones again.
     """
     flat = [weight for weight in module._flat_weights if weight is not None]
     module._flat_weights = [weight.detach() if weight.grad_fn else weight for weight in flat]
+    module._flat_weight_refs = [_nothing] * len(module._flat_weights)  # type: ignore[list-item]
+
+
+def _nothing() -> None:
+    """Stands for a weak reference whose weight is gone."""
 
 
 def detach(model: nn.Module) -> nn.Module:
@@ -154,9 +184,8 @@ def detach(model: nn.Module) -> nn.Module:
         with torch.no_grad():
             value = node(weight.parameter)
             weight.parameter.copy_(value)
-        weight.parameter.requires_grad_(True)
-        for path, attribute in weight.owners:
-            module = model.get_submodule(path)
+        weight.parameter.requires_grad_(weight.name not in state.fixed)
+        for module, attribute in _places(model, weight):
             _own_class(module)
             parametrize.remove_parametrizations(module, attribute, leave_parametrized=False)
     for path, names in state.order.items():
@@ -200,12 +229,25 @@ def node_of(model: nn.Module, weight: Weight) -> Node | None:
     return chain[0]
 
 
+def _check_own(model: nn.Module) -> None:
+    """Raises ModelError if a weight is parametrized by somebody else: its value is hidden from us."""
+    for path, module in model.named_modules():
+        if isinstance(module, parametrize.ParametrizationList) and not (
+            len(module) == 1 and isinstance(module[0], Node)
+        ):
+            name = path.replace("parametrizations.", "")
+            raise ModelError(f"{name} has a parametrization of its own ({module[0]}); remove it first")
+
+
 def attached(model: nn.Module) -> Iterator[tuple[Weight, Node]]:
     """Yields every weight with something attached, and its node."""
     for weight in weights(model):
-        node = node_of(model, weight)
-        if node is not None:
-            yield weight, node
+        path, attribute = weight.owners[0]
+        module = model.get_submodule(path)
+        if parametrize.is_parametrized(module, attribute):
+            node = module.parametrizations[attribute][0]  # type: ignore[index]
+            if isinstance(node, Node):
+                yield weight, node
 
 
 def new_parameters(model: nn.Module) -> list[nn.Parameter]:
@@ -214,7 +256,7 @@ def new_parameters(model: nn.Module) -> list[nn.Parameter]:
     >>> new_parameters(nn.Linear(2, 2))
     []
     """
-    return [parameter for _, node in attached(model) for parameter in node.parameters()]
+    return [parameter for _, node in attached(model) for parameter in node.parameters() if parameter.requires_grad]
 
 
 def advance(model: nn.Module, progress: float) -> bool:
@@ -236,6 +278,7 @@ def advance(model: nn.Module, progress: float) -> bool:
 
 def packed_weights(model: nn.Module) -> dict[str, Packed | Tensor]:
     """Returns every parameter and buffer of a model by its plain name, attached weights packed."""
+    _check_own(model)
     result: dict[str, Packed | Tensor] = {}
     nodes = {weight.name: (weight, node) for weight, node in attached(model)}
     for weight in weights(model):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lilliput.core.method import Schedule, WeightMethod
-from lilliput.core.packed import Packed, opened, pack_steps, unpack
+from lilliput.core.packed import Packed, opened, pack_rest, same_method, unpack
 
 # Prefix of the submodules that hold the next steps of a part: `parts` may bear names that nn.Module uses itself.
 INNER = "next_"
@@ -50,42 +51,55 @@ class Node(nn.Module):
         steps: tuple[WeightMethod, ...],
         *,
         stats: Any = None,
-        prior: Packed | Tensor | None = None,
+        previous: Node | None = None,
         schedule: Schedule | None = None,
     ) -> None:
         super().__init__()
         self.target = steps
         self.schedule = schedule
         self.stats = stats
-        self._start(weight.detach(), scheduled(steps, schedule, 0.0), prior)
+        self.steps = scheduled(steps, schedule, 0.0)
+        with torch.no_grad():
+            self._start(weight.detach(), previous)
 
-    def _start(self, weight: Tensor, steps: tuple[WeightMethod, ...], prior: Packed | Tensor | None) -> None:
-        self.steps = steps
-        head = steps[0]
-        packed = pack_steps(weight, steps[:1], self.stats, prior)
-        assert isinstance(packed, Packed)
-        self.settings, self.method = dict(packed.settings), packed.method
-        self.shape, self.dtype = packed.shape, packed.dtype
+    def _start(self, weight: Tensor, previous: Node | None) -> None:
+        head, following = self.steps[0], self.steps[1:]
+        packed = self._first(weight, previous)
+        self.settings, self.method, self.shape = dict(packed.settings), packed.method, packed.shape
         for name in head.frozen:
-            self.register_buffer(name, packed.tensor(name))
+            self.register_buffer(name, packed.tensor(name).detach().clone())
         if head.training == "parts":
             for name in head.trained:
-                self.register_parameter(name, nn.Parameter(packed.tensor(name).detach().clone()))
-        if head.training == "straight":
+                self.register_parameter(name, _parameter(packed.tensor(name), name, previous))
+        if head.training == "straight" or not following:
             return
-        handed = opened(head, packed, steps[1]) if len(steps) > 1 else packed
+        handed = opened(head, packed, following[0])
         for name in head.into:
-            if len(steps) > 1 and name in handed.parts:
-                before = prior.parts.get(name) if isinstance(prior, Packed) else None
-                self.add_module(INNER + name, Node(handed.tensor(name), steps[1:], stats=self.stats, prior=before))
+            if name in handed.parts:
+                before = previous.inner(name) if previous is not None else None
+                inner = Node(handed.tensor(name), following, stats=self.stats, previous=before)
+                self.add_module(INNER + name, inner)
+                if inner.trained and name in self._parameters:
+                    self.get_parameter(name).requires_grad_(False)
+
+    def _first(self, weight: Tensor, previous: Node | None) -> Packed:
+        """The weight packed by the first step, going on from the state of a node that stood here before."""
+        head = self.steps[0]
+        if previous is None:
+            return head.pack(weight, self.stats)
+        prior = previous.first(weight)
+        if head == previous.steps[0] and head.training == "parts" and not head.frozen:
+            return prior
+        return head.pack(weight, self.stats, prior if same_method(prior, head) else None)
 
     @property
     def trained(self) -> bool:
-        """Whether parts are trained in the weight's place, here or by a later step, so that no gradient reaches it."""
-        if self.steps[0].training == "parts":
-            return True
-        inner = [self.inner(part) for part in self.steps[0].into]
-        return any(node is not None and node.trained for node in inner)
+        """Whether parameters of this node are trained in the weight's place, so that the weight has no say."""
+        head = self.steps[0]
+        if head.training != "through":
+            return head.training == "parts"
+        inner = [node for name in head.into if (node := self.inner(name)) is not None]
+        return bool(inner) and all(node.trained for node in inner)
 
     def inner(self, part: str) -> Node | None:
         """Returns the node of a part that the next steps pack, or None."""
@@ -94,24 +108,28 @@ class Node(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Returns the effective weight: exactly what `unpack(self.packed(weight))` gives."""
-        head = self.steps[0]
-        if head.training == "straight":
-            with torch.no_grad():
-                value = unpack(pack_steps(weight, self.steps, self.stats))
+        # Autocast would round a product of factors, and then training wouldn't see what the file holds.
+        with torch.autocast(weight.device.type, enabled=False):
+            if self.steps[0].training != "straight":
+                return self._composed(weight)
+            value = unpack(self.packed(weight))
             effective: Tensor = StraightThrough.apply(weight, value)  # type: ignore[no-untyped-call]
             return effective
-        opened_parts = self._opened(weight)
+
+    def _composed(self, weight: Tensor) -> Tensor:
+        whole = self._opened(weight)
         parts: dict[str, Tensor | Packed] = {}
-        for name, part in opened_parts.parts.items():
+        for name, part in whole.parts.items():
+            assert isinstance(part, Tensor)
             inner = self.inner(name)
             parts[name] = inner(part) if inner is not None else part
-        return head.unpack(replace(opened_parts, parts=parts))
+        return self.steps[0].unpack(replace(whole, parts=parts))
 
-    def packed(self, weight: Tensor) -> Packed | Tensor:
+    def packed(self, weight: Tensor) -> Packed:
         """Packs the weight (or the parameters trained in its place) as the file will hold it."""
         with torch.no_grad():
             if self.steps[0].training == "straight":
-                return pack_steps(weight.detach(), self.steps, self.stats)
+                return pack_rest(self.steps[0], self.first(weight.detach()), self.steps[1:], self.stats)
             whole = self._opened(weight.detach())
             parts: dict[str, Tensor | Packed] = {}
             for name, part in whole.parts.items():
@@ -120,25 +138,21 @@ class Node(nn.Module):
                 parts[name] = inner.packed(part) if inner is not None else part.detach().clone()
             return replace(whole, parts=parts)
 
-    def _opened(self, weight: Tensor) -> Packed:
-        """The first step's parts, differentiable, in the form that the next step takes."""
+    def first(self, weight: Tensor) -> Packed:
+        """Returns the weight packed by the first step alone, its state kept; differentiable if the step is."""
         head = self.steps[0]
         state: dict[str, Tensor | Packed] = {name: getattr(self, name) for name in head.frozen}
         if head.training == "parts":
             state |= {name: getattr(self, name) for name in head.trained}
-            packed = Packed(self.method, self.shape, self.dtype, state, self.settings)
-        else:
-            prior = Packed(self.method, self.shape, self.dtype, state, self.settings)
-            packed = head.pack(weight, self.stats, prior)
-        return opened(head, packed, self.steps[1]) if len(self.steps) > 1 else packed
+        packed = Packed(self.method, self.shape, weight.dtype, state, self.settings)
+        if head.training == "parts":
+            return packed
+        return head.pack(weight, self.stats, packed if head.frozen else None)
 
-    def state(self, weight: Tensor) -> Packed | Tensor:
-        """Returns what a later `attach` goes on from: the packed weight with its frozen parts in sight."""
-        head = self.steps[0]
-        packed = self.packed(weight)
-        if isinstance(packed, Packed) and head.frozen:
-            packed = packed.with_parts(**{name: getattr(self, name) for name in head.frozen})
-        return packed
+    def _opened(self, weight: Tensor) -> Packed:
+        """The first step's parts, in the form that the next step takes."""
+        packed = self.first(weight)
+        return opened(self.steps[0], packed, self.steps[1]) if len(self.steps) > 1 else packed
 
     def advance(self, weight: Tensor, progress: float) -> bool:
         """Moves the steps to this point of the training; returns whether anything changed.
@@ -150,13 +164,41 @@ class Node(nn.Module):
         steps = scheduled(self.target, self.schedule, progress)
         if steps == self.steps:
             return False
-        prior = self.state(weight)
-        for name in self.steps[0].frozen:
-            delattr(self, name)
-        for name in [name for name in self._modules if name.startswith(INNER)]:
-            delattr(self, name)
-        self._start(weight.detach(), steps, prior)
+        with torch.no_grad():
+            # Parts that were trained in the weight's place hold what the weight is now.
+            moved = Node(self(weight) if self.trained else weight, steps, stats=self.stats, previous=self)
+        moved.train(self.training)
+        self.steps, self.settings, self.method = moved.steps, moved.settings, moved.method
+        self._buffers, self._parameters, self._modules = moved._buffers, moved._parameters, moved._modules
         return True
+
+    def get_extra_state(self) -> Tensor:
+        """Returns the settings that go with the parts as JSON in a tensor of bytes, for `state_dict`."""
+        return torch.tensor(list(json.dumps(self.settings, sort_keys=True).encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Any) -> None:
+        """Takes the settings from `state_dict`."""
+        self.settings = dict(json.loads(bytes(state.tolist())))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Takes on the sizes of the stored parts: another weight had another rank, or another number of values."""
+        for name, own in [*self._buffers.items(), *self._parameters.items()]:
+            stored = state_dict.get(prefix + name)
+            if own is None or not isinstance(stored, Tensor) or stored.ndim != own.ndim:
+                continue
+            if name in self._buffers and (stored.shape, stored.dtype) != (own.shape, own.dtype):
+                self._buffers[name] = torch.empty_like(stored, device=own.device)
+            elif stored.shape != own.shape:
+                own.data = torch.empty_like(stored, device=own.device, dtype=own.dtype)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+def _parameter(value: Tensor, name: str, previous: Node | None) -> nn.Parameter:
+    """A parameter of this value: the one that was there before if it holds it, so that optimizers keep it."""
+    before = previous._parameters.get(name) if previous is not None else None
+    if isinstance(before, nn.Parameter) and before.dtype == value.dtype and torch.equal(before, value):
+        return before
+    return nn.Parameter(value.detach().clone())
 
 
 def scheduled(steps: tuple[WeightMethod, ...], schedule: Schedule | None, progress: float) -> tuple[WeightMethod, ...]:
