@@ -17,6 +17,8 @@ STEPS = 64
 """Steps of all lanes whose levels are looked up at once: bounds the memory beside the result."""
 FEW = 16
 """Up to this many lanes, Python's own integers are faster than NumPy's arrays."""
+SMALL = 1 << 17
+"""Up to this many table entries, they may be Python's integers."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def decode(data: memoryview, layout: Layout, values: np.ndarray, out: np.ndarray
     words = np.frombuffer(data, "<u2", offset=4 * layout.lanes)
     if (states < LOWEST).any():
         raise FileError("a lane of a coded stream starts out of range")
-    few = layout.lanes <= FEW
+    few = layout.lanes <= FEW and len(layout.frequencies) << layout.precision <= SMALL
     used = (_decode_few if few else _decode_many)(states, words, layout, values, out)
     if used != words.size:
         raise FileError("a coded stream holds more words than its values need")
