@@ -88,14 +88,14 @@ def check_name(name: object) -> str:
 
 
 def check_shape(shape: object, what: str) -> tuple[int, ...]:
-    """Returns a shape as a tuple if it is a list of whole numbers whose product, zeros left out, is below 2^63."""
+    """Returns a shape as a tuple if it is a list of whole numbers whose product, zeros left out, is below 2^40."""
     if not isinstance(shape, list | tuple) or len(shape) > MAX_AXES:
         raise FileError(f"{what}: a shape must be a list of at most {MAX_AXES} sizes")
     for size in shape:
-        if type(size) is not int or not 0 <= size < 2**63:
+        if type(size) is not int or not 0 <= size < 2**40:
             raise FileError(f"{what}: {str(size)[:40]} is no size of an axis")
-    if math.prod(max(size, 1) for size in shape) >= 2**63:
-        raise FileError(f"{what}: a shape of 2^63 elements or more")
+    if math.prod(max(size, 1) for size in shape) >= 2**40:
+        raise FileError(f"{what}: a shape of 2^40 elements or more takes the file beyond what any may hold")
     return tuple(shape)
 
 
