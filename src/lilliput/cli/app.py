@@ -31,6 +31,7 @@ app = App(
     version=lilliput.__version__,
     version_flags=["--version"],
     help_format="plaintext",
+    suppress_keyboard_interrupt=False,
     default_parameter=Parameter(negative=(), show_default=False),
 )
 for _place, _verb in enumerate(VERBS):
@@ -48,10 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0 done, 1 an error that the user can mend, 2 wrong usage, 3 the budget can't be met,
         130 interrupted by Ctrl-C.
     """
-    warnings.showwarning = _warn(warnings.showwarning)
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn(warnings.showwarning)
+            app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()
     except BrokenPipeError:
         # Whoever read our output has gone; Python would complain once more while it closes stdout.

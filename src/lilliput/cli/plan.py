@@ -35,6 +35,7 @@ def plan(  # noqa: PLR0913 - each is an option
 
       lilliput plan net.py:build --weights net.pth --data net.py:batches --size '1 MB' -o recipe.toml
     """
+    import lilliput
     from lilliput.cli import inputs, sources
     from lilliput.core.recipe import to_data
 
@@ -50,8 +51,8 @@ def plan(  # noqa: PLR0913 - each is an option
         batches = sources.data_of(data)
         metric = sources.evaluate_of(evaluate)
         sources.check_call(network, example, batches)
-    with terminal.working("planning"):
-        recipe = _planned(network, budget, batches, metric, example)
+    with terminal.working("planning") as progress:
+        recipe = lilliput.plan(network, budget, batches, metric, example=example, progress=progress)
     text = recipe.dumps()
     if output is not None:
         from lilliput.file.atomic import write_text
@@ -73,9 +74,3 @@ def _budget(size: str | None, max_drop: float | None) -> Any:
     except BudgetError as error:
         # What can't be read is no budget that can't be met.
         raise terminal.UsageError(str(error)) from None
-
-
-def _planned(network: Any, budget: Any, batches: Any, metric: Any, example: Any) -> Any:
-    import lilliput
-
-    return lilliput.plan(network, budget, batches, evaluate=metric, example=example)

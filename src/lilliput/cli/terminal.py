@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,20 +34,28 @@ def complain(message: object, kind: str = "error") -> None:
 
 
 @contextlib.contextmanager
-def working(what: str) -> Iterator[None]:
+def working(what: str) -> Iterator[Callable[[str, int, int], None]]:
     """Shows on stderr that something goes on, if somebody watches; what the user's code prints goes to stderr too.
 
     Args:
         what: a word or two, such as `compressing`.
+
+    Yields:
+        A function to be told of progress: stage, how much of it is done, and of how much.
     """
     with contextlib.redirect_stdout(sys.stderr):
         if not sys.stderr.isatty():
-            yield
+            yield lambda stage, done, total: None
             return
         from rich.console import Console
+        from rich.text import Text
 
-        with Console(stderr=True).status(f"{what} …"):
-            yield
+        with Console(stderr=True).status(Text(f"{what} …")) as status:
+
+            def told(stage: str, done: int, total: int) -> None:
+                status.update(Text(f"{what}: {stage} {done} of {total} …"))
+
+            yield told
 
 
 def show_json(data: Any) -> None:

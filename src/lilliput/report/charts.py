@@ -7,9 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from lilliput.report.distribution import Distribution
+from lilliput.report.text import printable
 
 # Width of a character at the pictures' font size, in its units; enough to tell whether a label fits.
-CHARACTER = 6.4
+CHARACTER = 6.9
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,15 @@ def svg(width: float, height: float, parts: Iterable[str], title: str, descripti
         title: what it is.
         description: what it shows, in a sentence.
     """
-    about = f"<title>{html.escape(title)}</title>" + (f"<desc>{html.escape(description)}</desc>" if description else "")
-    label = html.escape(f"{title}. {description}" if description else title)
+    about = f"<title>{escaped(title)}</title>" + (f"<desc>{escaped(description)}</desc>" if description else "")
+    label = escaped(f"{title}. {description}" if description else title)
     head = f'<svg viewBox="0 0 {number(width)} {number(height)}" role="img" aria-label="{label}">'
     return head + about + "".join(parts) + "</svg>"
+
+
+def escaped(content: str) -> str:
+    """Returns text as XML may hold it: names may come from a stranger's file."""
+    return html.escape(printable(content))
 
 
 def number(value: float) -> str:
@@ -70,7 +76,7 @@ def fitting(label: str, room: float) -> str:
 
 def rectangle(box: Box, style: str, title: str = "") -> str:
     """Returns a rectangle of a class, with a tooltip."""
-    tip = f"<title>{html.escape(title)}</title>" if title else ""
+    tip = f"<title>{escaped(title)}</title>" if title else ""
     return (
         f'<rect class="{style}" x="{number(box.x)}" y="{number(box.y)}" '
         f'width="{number(max(box.width, 0))}" height="{number(max(box.height, 0))}">{tip}</rect>'
@@ -79,7 +85,7 @@ def rectangle(box: Box, style: str, title: str = "") -> str:
 
 def text(x: float, y: float, content: str, style: str = "", anchor: str = "start") -> str:
     """Returns a line of text."""
-    return f'<text class="{style}" x="{number(x)}" y="{number(y)}" text-anchor="{anchor}">{html.escape(content)}</text>'
+    return f'<text class="{style}" x="{number(x)}" y="{number(y)}" text-anchor="{anchor}">{escaped(content)}</text>'
 
 
 def bars(items: Sequence[Item], title: str, label_width: float = 200) -> str:

@@ -123,7 +123,7 @@ class Report:
 
     >>> from lilliput.train.compress import compress
     >>> report = Report(compress(nn.Linear(64, 64), Recipe.preset("int8")))
-    >>> report.summary.ratio > 3.5, report.layers[0].method
+    >>> report.summary.ratio > 3, report.layers[0].method
     (True, 'quantize/uniform')
     """
 

@@ -51,18 +51,18 @@ def distribution(values: Tensor, limit: float | None = None) -> Distribution | N
         return None
     flat = values.detach().flatten().cpu().double()
     limit = reach(flat) if limit is None else limit
-    centred = flat - flat.mean()
+    # In units of the largest, so that nothing overflows; rounding leaves a tiny variance where all values are equal.
+    peak = float(flat.abs().max()) or 1.0
+    centred = (flat - flat.mean()) / peak
     variance = float(centred.square().mean())
-    # Rounding leaves a tiny variance where all values are equal.
-    spread = variance > 1e-24 * float(flat.abs().max()) ** 2
     live = flat[flat != 0]
     counts = torch.histc(live.clamp(-limit, limit), BINS, -limit, limit) if limit else torch.zeros(BINS)
     return Distribution(
         limit=limit,
         counts=tuple(int(count) for count in counts.tolist()),
         zeros=1 - live.numel() / flat.numel(),
-        deviation=variance**0.5,
-        kurtosis=float((centred / variance**0.5).pow(4).mean()) if spread else None,
+        deviation=peak * math.sqrt(variance),
+        kurtosis=float(centred.pow(4).mean()) / variance**2 if variance > 1e-24 else None,
     )
 
 

@@ -35,6 +35,7 @@ def digits(value: float | None, count: int = 3) -> str:
         return f"{value:,.0f}"
     if abs(value) < 1e-4:
         return f"{value:.{count - 1}e}"
+    value = float(f"{value:.{count - 1}e}")
     places = count - 1 - math.floor(math.log10(abs(value)))
     return f"{value:.{max(places, 0)}f}"
 
