@@ -73,12 +73,17 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
+def _room(tensor: Tensor) -> int:
+    """Counts elements as if no dimension were empty: to reduce an empty one gives elements out of none."""
+    return math.prod(max(size, 1) for size in tensor.shape)
+
+
 def _nothing(*args: Any, **kwargs: Any) -> int:
     return 0
 
 
 def _largest(*args: Any, **kwargs: Any) -> int:
-    return max((tensor.numel() for tensor in _tensors((*args, *kwargs.values()))), default=1)
+    return max((_room(tensor) for tensor in _tensors((*args, *kwargs.values()))), default=1)
 
 
 def _several(*args: Any, **kwargs: Any) -> int:
@@ -86,15 +91,15 @@ def _several(*args: Any, **kwargs: Any) -> int:
 
 
 def _sum(*args: Any, **kwargs: Any) -> int:
-    return sum(tensor.numel() for tensor in _tensors(args))
+    return sum(_room(tensor) for tensor in _tensors(args))
 
 
 def _first(x: Tensor, *args: Any, **kwargs: Any) -> int:
-    return x.numel()
+    return _room(x)
 
 
 def _second(x: Tensor, other: Tensor, *args: Any, **kwargs: Any) -> int:
-    return other.numel()
+    return _room(other)
 
 
 def _broadcast_shape(tensors: Iterable[Tensor]) -> list[int]:
@@ -103,11 +108,8 @@ def _broadcast_shape(tensors: Iterable[Tensor]) -> list[int]:
     for tensor in tensors:
         for place, size in enumerate(reversed(tensor.shape)):
             if place == len(sizes):
-                sizes.append(size)
-            elif sizes[place] == 1 or size == 0:
-                sizes[place] = size
-            elif sizes[place]:
-                sizes[place] = max(sizes[place], size)
+                sizes.append(1)
+            sizes[place] = max(sizes[place], size)
     return sizes
 
 
@@ -116,7 +118,7 @@ def _broadcast(*args: Any, **kwargs: Any) -> int:
 
 
 def _size(size: Sequence[int], *args: Any, **kwargs: Any) -> int:
-    return math.prod(max(int(item), 0) for item in size)
+    return math.prod(max(int(item), 1) for item in size)
 
 
 def _new(x: Tensor, size: Sequence[int], *args: Any, **kwargs: Any) -> int:
@@ -135,7 +137,7 @@ def _expand(x: Tensor, size: Sequence[int], *args: Any, **kwargs: Any) -> int:
 
 
 def _repeat(x: Tensor, repeats: Any, *args: Any, **kwargs: Any) -> int:
-    return x.numel() * (math.prod(repeats) if isinstance(repeats, tuple | list) else repeats)
+    return _room(x) * (math.prod(repeats) if isinstance(repeats, tuple | list) else repeats)
 
 
 def _pad(x: Tensor, pads: Sequence[int], *args: Any, **kwargs: Any) -> int:
@@ -147,7 +149,7 @@ def _pad(x: Tensor, pads: Sequence[int], *args: Any, **kwargs: Any) -> int:
 
 def _pieces(count: int, x: Tensor) -> int:
     # A tensor object takes some 500 bytes, however little is in it.
-    return 128 * max(count, 0) + x.numel()
+    return 128 * max(count, 0) + _room(x)
 
 
 def _split(x: Tensor, size: Any, dim: int = 0) -> int:
@@ -170,7 +172,8 @@ def _items(value: Any, count: int) -> list[int]:
 
 
 def _convolution(x: Tensor, weight: Tensor, bias: Any = None, *rest: Any) -> int:
-    stride, padding, dilation, *_ = (*rest, *(1, 0, 1)[len(rest) :])
+    given: tuple[Any, ...] = (*rest, *(1, 0, 1)[len(rest) :])
+    stride, padding, dilation = given[:3]
     dims = weight.dim() - 2
     pads = [0] * dims if isinstance(padding, str) else _items(padding, dims)
     sizes = []
@@ -210,31 +213,31 @@ def _matmul(x: Tensor, y: Tensor) -> int:
 
 
 def _added_product(x: Tensor, left: Tensor, right: Tensor, **kwargs: Any) -> int:
-    return max(x.numel(), _matmul(left, right))
+    return max(_room(x), _matmul(left, right))
 
 
 def _outer(x: Tensor, y: Tensor) -> int:
-    return x.numel() * y.numel()
+    return _room(x) * _room(y)
 
 
 def _index(x: Tensor, indices: Sequence[Tensor | None]) -> int:
     given = [index for index in indices if index is not None]
     if any(index.dtype in (torch.bool, torch.uint8) for index in given):
-        return x.numel() * max(_broadcast(*given), 1)
+        return _room(x) * max(_broadcast(*given), 1)
     kept = [size for place, size in enumerate(x.shape) if place >= len(indices) or indices[place] is None]
     return math.prod(kept) * _broadcast(*given)
 
 
 def _index_select(x: Tensor, dim: int, index: Tensor) -> int:
-    return x.numel() // max(x.shape[dim], 1) * index.numel() if x.dim() else 1
+    return _room(x) // max(x.shape[dim], 1) * _room(index) if x.dim() else 1
 
 
 def _gather(x: Tensor, dim: int, index: Tensor, **kwargs: Any) -> int:
-    return index.numel()
+    return _room(index)
 
 
 def _embedding(weight: Tensor, indices: Tensor, *rest: Any) -> int:
-    return indices.numel() * math.prod(weight.shape[1:])
+    return _room(indices) * math.prod(weight.shape[1:])
 
 
 def _resize(x: Tensor, size: Any, *rest: Any, **kwargs: Any) -> int:
@@ -242,7 +245,7 @@ def _resize(x: Tensor, size: Any, *rest: Any, **kwargs: Any) -> int:
         return math.prod(x.shape[:2]) * _size(_items(size, 1))
     factors = next((item for item in reversed(rest) if isinstance(item, tuple | list)), None)
     factors = kwargs.get("scale_factors", factors) or ()
-    return x.numel() * math.ceil(math.prod(max(factor, 1.0) for factor in factors))
+    return _room(x) * math.ceil(math.prod(max(factor, 1.0) for factor in factors))
 
 
 def _adaptive(x: Tensor, size: Any, *rest: Any) -> int:
@@ -256,7 +259,7 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, *rest: Any, **kwargs: 
 
 def _recurrent(x: Tensor, hx: Any, *rest: Any, **kwargs: Any) -> int:
     state = hx[0] if isinstance(hx, tuple | list) else hx
-    return int(2 * math.prod(x.shape[:-1]) * state.shape[-1] + 2 * state.numel())
+    return int(2 * math.prod(x.shape[:-1]) * state.shape[-1] + 2 * _room(state))
 
 
 # Operators by the function that bounds them; each stands for all of its overloads.
