@@ -5,19 +5,19 @@ import os
 import subprocess
 import sys
 
-from lilliput.file import layout
 from lilliput.testing import mutate
 from lilliput.testing.mutate import Forged
 
-MOST_MEMORY = 400 * 2**20
+MOST_MEMORY = 200 * 2**20
 MOST_SECONDS = 20
 
 # Reads and unpacks each file; says how it was refused, and what memory and processor time that took.
 READER = """
-import json, resource, sys, time
+import json, re, sys, time
 from lilliput.file import read
 from lilliput.core.errors import FileError
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+# ru_maxrss would start from what the parent process had.
+peak = lambda: 1024 * int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1])
 fine, *bombs = sys.argv[1:]
 read.read(fine).state_dict()
 start = peak()
@@ -96,11 +96,12 @@ def test_bombs(small, tmp_path):
         line, memory, seconds = json.loads(text)
         assert line.startswith(f"{path}: "), name
         assert line.isprintable(), name
+        print(f"{name}: {memory / 2**20:.0f} MiB, {seconds:.2f} s: {line}")
         assert memory < MOST_MEMORY, name
         assert seconds < MOST_SECONDS, name
 
 
-def test_the_bombs_are_small_or_bounded_by_their_length():
-    assert len(endless_zeros()) < 2 << 20
+def test_the_smallest_bombs_are_small():
     assert len(BOMBS["2^40 elements"]()) < 1000
-    assert len(BOMBS["300,000 tensors"]()) > layout.MAX_HEADER
+    assert len(BOMBS["2^34 elements by rANS"]()) < 1000
+    assert len(BOMBS["weights that unpack to 2^40"]()) < 1000

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lilliput.core.errors import FileError
-from lilliput.file.layout import MAX_DEPTH, MAX_TOKENS
+from lilliput.file.layout import MAX_DEPTH, MAX_STRINGS, MAX_TOKENS
 
 # A string, also one that never ends: it always matches where a quote stands, so that the search is linear.
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)
@@ -43,8 +43,8 @@ def parse(data: bytes, what: str) -> Any:
 
 def _check_structure(data: bytes, what: str) -> None:
     """Counts brackets, commas, strings and digits, which takes no more memory than the text itself."""
-    if data.count(b'"') > 2 * MAX_TOKENS:
-        raise FileError(f"{what}: more than {MAX_TOKENS} strings")
+    if data.count(b'"') > 2 * MAX_STRINGS:
+        raise FileError(f"{what}: more than {MAX_STRINGS} strings")
     bare = _STRING.sub(b"", data)
     brackets = np.frombuffer(bare.translate(None, _BRACKETS), np.uint8)
     if len(brackets) + bare.count(b",") > MAX_TOKENS:
