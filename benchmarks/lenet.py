@@ -175,6 +175,7 @@ def fit(training: Training, split: str = "train") -> dict[str, Tensor]:
     """
     images, labels = mnist(split)
     model = training.build(training.dropout).train()
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # twice as fast on a CPU
     steps = len(labels) // 128
     optimizer = torch.optim.SGD(
         model.parameters(), training.rate, momentum=0.9, nesterov=True, weight_decay=training.decay
@@ -189,7 +190,7 @@ def fit(training: Training, split: str = "train") -> dict[str, Tensor]:
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
-    return model.state_dict()
+    return {key: value.contiguous() for key, value in model.state_dict().items()}
 
 
 @torch.no_grad()
