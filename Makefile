@@ -34,6 +34,11 @@ test: $(VENV)/installed-test ## Everything that checks: format, lint, types, imp
 	$(BIN)/lint-imports
 	$(BIN)/pytest
 
+SECONDS ?= 60
+fuzz: $(VENV)/installed-test ## Fuzz the loader: make fuzz SECONDS=600.
+	$(BIN)/pip install --quiet --editable ".[fuzz]"
+	$(BIN)/python tests/fuzz/fuzz_loader.py -max_total_time=$(SECONDS)
+
 ext: ## Build the C++ extension in place, for work on its sources with PYTHONPATH=src.
 	cmake -S . -B build/ext -DCMAKE_BUILD_TYPE=Release -DPython_EXECUTABLE=$$($(PYTHON) -c 'import sys; print(sys.executable)')
 	cmake --build build/ext -j2
