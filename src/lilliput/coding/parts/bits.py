@@ -6,6 +6,10 @@ from lilliput.core.errors import FileError
 
 RICE_LIMIT = 15
 """Largest Rice parameter: its field has four bits."""
+MOST_RICE = 1 << 20
+"""Most numbers that are Rice coded together."""
+LONGEST = 1 << 22
+"""Most bytes of a header: it is handled a bit at a time, so this bounds the memory that takes."""
 
 
 def zigzag(values: np.ndarray) -> np.ndarray:
@@ -78,6 +82,8 @@ class BitReader:
     """Reads what `BitWriter` wrote; raises FileError wherever the bits end too early."""
 
     def __init__(self, data: memoryview) -> None:
+        if len(data) > LONGEST:
+            raise FileError(f"the header of a coded stream has {len(data)} bytes: at most {LONGEST} are allowed")
         self._bits = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")
         self._at = 0
 
@@ -103,7 +109,7 @@ class BitReader:
     def rice(self, count: int) -> np.ndarray:
         """`count` numbers written by `BitWriter.rice`, as int64."""
         k = self.fixed(4)
-        if count * (1 + k) > self._bits.size - self._at:
+        if count > MOST_RICE or count * (1 + k) > self._bits.size - self._at:
             raise FileError("the header of a coded stream ends early")
         ends = np.flatnonzero(self._bits[self._at :] == 0)[:count]
         if ends.size < count:
@@ -111,7 +117,8 @@ class BitReader:
         self._take(int(ends[-1]) + 1 if count else 0)
         quotients = np.diff(ends, prepend=-1) - 1
         low = self._take(count * k).reshape(count, k).astype(np.int64)
-        return (quotients.astype(np.int64) << k) | (low << np.arange(k)).sum(axis=1)
+        values: np.ndarray = (quotients.astype(np.int64) << k) | (low << np.arange(k)).sum(axis=1)
+        return values
 
     def close(self) -> None:
         """Check that nothing but the padding of the last byte is left.

@@ -43,7 +43,7 @@ def cost(matrix: np.ndarray) -> int:
     """Bytes that `encode` writes."""
     entries, low, width = _value_range(matrix)
     head = len(varint.write(entries)) + len(varint.write(varint.zigzag(low))) + 1
-    return head + sum(-(-one // 8) for one in size_bits(entries, *matrix.shape, width))
+    return head + sum(-(-one // 8) for one in size_bits(entries, matrix.shape[0], matrix.shape[1], width))
 
 
 def encode(matrix: np.ndarray) -> bytes:

@@ -137,7 +137,8 @@ def between(anchors: np.ndarray, levels: int) -> np.ndarray:
     lower = np.minimum(position // (levels - 1), len(anchors) - 2)
     part = position - lower * (levels - 1)
     low, high = anchors[lower[:, 0]], anchors[lower[:, 0] + 1]
-    return low + (high - low) * part // (levels - 1)
+    leveled: np.ndarray = low + (high - low) * part // (levels - 1)
+    return leveled
 
 
 def apportion(weights: np.ndarray, total: int) -> np.ndarray:
@@ -168,13 +169,14 @@ def apportion(weights: np.ndarray, total: int) -> np.ndarray:
         small = grown
     else:
         raise FileError("the histogram of a coded stream is too steep")
-    shares = np.where(small, 1, scaled // mass)
+    shares: np.ndarray = np.where(small, 1, scaled // mass)
     remainders = np.where(small, -1, scaled % mass)
     left = total - shares.sum(axis=1, keepdims=True)
     order = np.argsort(-remainders, axis=1, kind="stable")
     ranks = np.empty_like(order)
     np.put_along_axis(ranks, order, np.broadcast_to(np.arange(size), (rows, size)), axis=1)
-    return shares + (ranks < left)
+    shares += ranks < left
+    return shares
 
 
 def read(source: BitReader, size: int) -> Curves:

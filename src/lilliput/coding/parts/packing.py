@@ -66,8 +66,8 @@ def unpack(data: memoryview, count: int, width: int, out: np.ndarray) -> None:
         wide[:, : width // 8] = source.reshape(count, width // 8)
         out[:count] = wide.reshape(-1).view("<u8").astype(out.dtype)
         return
-    work = np.uint16 if width <= 8 else np.uint64
-    mask = work((1 << width) - 1)
+    work = np.dtype(np.uint16 if width <= 8 else np.uint64)
+    mask = np.array((1 << width) - 1, work)
     for start in range(0, count, 8 * GROUPS):
         size = min(8 * GROUPS, count - start)
         groups = -(-size // 8)
@@ -80,6 +80,6 @@ def unpack(data: memoryview, count: int, width: int, out: np.ndarray) -> None:
             first, shift = divmod(i * width, 8)
             window = columns[:, first].astype(work)
             for j in range(first + 1, (i * width + width + 7) // 8):
-                window |= columns[:, j].astype(work) << work(8 * (j - first))
-            values[:, i] = (window >> work(shift)) & mask
+                window |= columns[:, j].astype(work) << np.array(8 * (j - first), work)
+            values[:, i] = (window >> np.array(shift, work)) & mask
         out[start : start + size] = values.reshape(-1)[:size]

@@ -31,10 +31,11 @@ def code_lengths(frequencies: np.ndarray, limit: int) -> np.ndarray:
     weights, rounds = leaves, [np.ones(n, bool)]
     for _ in range(limit - 1):
         paired = weights[: len(weights) // 2 * 2]
-        both = np.concatenate([leaves, paired[::2] + paired[1::2]])
+        packages = paired[::2] + paired[1::2]
+        both = np.concatenate([packages, leaves])  # of equal weights, packages first
         merged = np.argsort(both, kind="stable")
         weights = both[merged]
-        rounds.append(merged < n)
+        rounds.append(merged >= packages.size)
     lengths = np.zeros(n, np.int64)
     taken = 2 * n - 2
     for is_leaf in reversed(rounds):

@@ -65,7 +65,7 @@ def find_maps(symbols: np.ndarray, counts: np.ndarray, shape: tuple[int, int, in
     total = 2 * sum(reach) + 1
     tempered = temper(counts, total, spacing)
     maps = [np.full(size, middle, np.uint8) for size, middle in zip(shape, reach)]
-    live = [axis for axis in range(3) if shape[axis] > 1 and reach[axis]]
+    live = [axis for axis in range(3) if 1 < shape[axis] <= bits.MOST_RICE and reach[axis]]
     histograms = tempered
     for turn in range(ROUNDS):
         prices = np.rint(np.minimum(-np.log2(histograms), DEAREST) * PRICE).astype(np.int32)
@@ -85,17 +85,19 @@ def temper(counts: np.ndarray, total: int, spacing: float) -> np.ndarray:
     t = 2.0 ** (-(np.arange(total) - total // 2) * spacing)
     heights = t[:, None] * (p - p.max())
     raised = np.exp(heights)
-    return np.maximum(raised / raised.sum(axis=1, keepdims=True), 2.0**-DEAREST)
+    tempered: np.ndarray = np.maximum(raised / raised.sum(axis=1, keepdims=True), 2.0**-DEAREST)
+    return tempered
 
 
 def map_prices(current: np.ndarray, width: int, middle: int, *, first: bool) -> np.ndarray:
     """What a level costs in the map, in bits: as the present map's Rice code has it, or a guess at first."""
     level = np.arange(width)
     if first:
-        return 1 + 0.8 * np.abs(level - middle)
+        return 1 + 0.8 * np.abs(level - middle).astype(np.float64)
     centre = int(np.bincount(current).argmax())
     k = bits.rice_parameter(bits.zigzag(current.astype(np.int64) - centre))
-    return 1.0 + k + (bits.zigzag(level - centre) >> k)
+    paid: np.ndarray = 1.0 + k + (bits.zigzag(level - centre) >> k)
+    return paid
 
 
 def assign(costs: np.ndarray, map_price: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ Symbol i belongs to lane i mod lanes. The decoder takes one word wherever a stat
 symbols; so the encoder walks backwards. A lane starts the encoder at 2^16, and the decoder must end there.
 """
 
+from bisect import bisect_right
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,8 +18,6 @@ STEPS = 64
 """Steps of all lanes whose levels are looked up at once: bounds the memory beside the result."""
 FEW = 16
 """Up to this many lanes, Python's own integers are faster than NumPy's arrays."""
-SMALL = 1 << 17
-"""Up to this many table entries, they may be Python's integers."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,8 @@ class Layout:
     def levels(self, start: int, stop: int) -> np.ndarray:
         """Levels of the elements start .. stop - 1 of the flattened array."""
         row, column = np.divmod(np.arange(start, stop), self.columns.size)
-        return self.rows[row] + self.columns[column]
+        found: np.ndarray = self.rows[row] + self.columns[column]
+        return found
 
 
 def encode(symbols: np.ndarray, layout: Layout) -> bytes:
@@ -112,7 +112,7 @@ def decode(data: memoryview, layout: Layout, values: np.ndarray, out: np.ndarray
     words = np.frombuffer(data, "<u2", offset=4 * layout.lanes)
     if (states < LOWEST).any():
         raise FileError("a lane of a coded stream starts out of range")
-    few = layout.lanes <= FEW and len(layout.frequencies) << layout.precision <= SMALL
+    few = layout.lanes <= FEW
     used = (_decode_few if few else _decode_many)(states, words, layout, values, out)
     if used != words.size:
         raise FileError("a coded stream holds more words than its values need")
@@ -166,29 +166,27 @@ def _decode_many(states: np.ndarray, words: np.ndarray, layout: Layout, values: 
 
 
 def _decode_few(states: np.ndarray, words: np.ndarray, layout: Layout, values: np.ndarray, out: np.ndarray) -> int:
-    """One symbol at a time with Python integers; changes `states` and `out`, returns the number of words taken."""
-    symbol, frequency, bias = (table.tolist() for table in _tables(layout))
+    """One symbol at a time with Python's integers; changes `states` and `out`, returns the number of words taken."""
     columns, mask, lanes = layout.columns.size, (1 << layout.precision) - 1, layout.lanes
-    rows_at = (layout.rows.astype(np.int64) << layout.precision).tolist()
+    size, counts = layout.frequencies.shape[1], layout.frequencies.reshape(-1)
+    frequency, first = counts.tolist(), (np.cumsum(counts) - counts).tolist()  # slots of all levels, one behind another
     columns_at = (layout.columns.astype(np.int64) << layout.precision).tolist()
-    x, stream, at = states.tolist(), words.tolist(), 0
-    row_symbols = np.empty(columns, np.uint16)
-    lane = 0
-    for row, level in enumerate(rows_at):
+    x, at, lane = states.tolist(), 0, 0
+    for row, level in enumerate(layout.rows.tolist()):
         line = []
         for offset in columns_at:
             state = x[lane]
-            slot = level + offset + (state & mask)
-            line.append(symbol[slot])
-            state = frequency[slot] * (state >> layout.precision) + bias[slot]
+            slot = (level << layout.precision) + offset + (state & mask)
+            place = bisect_right(first, slot) - 1
+            line.append(place % size)
+            state = frequency[place] * (state >> layout.precision) + slot - first[place]
             if state < LOWEST:
-                if at >= len(stream):
+                if at >= words.size:
                     raise FileError("a coded stream ends before its values do")
-                state = state << 16 | stream[at]
+                state = state << 16 | int(words[at])
                 at += 1
             x[lane] = state
             lane = lane + 1 & lanes - 1
-        row_symbols[:] = line
-        out[row * columns : (row + 1) * columns] = values[row_symbols]
+        out[row * columns : (row + 1) * columns] = values[line]
     states[:] = x
     return at
