@@ -198,10 +198,10 @@ def test_shared_layers_are_kept() -> None:
 def test_cuts_that_do_not_fit_leave_the_model_alone() -> None:
     model = mlp()
     shapes = {name: value.shape for name, value in model.state_dict().items()}
-    for wrong in (Cut("9.weight", 0, (0,)), Cut("0.weight", 2, (0,)), Cut("0.weight", 0, (8,)), Cut("0.weight", 0, ())):
+    for wrong in (Cut("9.weight", 0, (0,), 8), Cut("0.weight", 2, (0,), 8), Cut("0.weight", 0, (8,), 8), Cut("0.weight", 0, (), 8)):
         with pytest.raises(ModelError):
-            apply_cuts(model, Cuts((Cut("0.bias", 0, (1,)), wrong)))
+            apply_cuts(model, Cuts((Cut("0.bias", 0, (1,), 8), wrong)))
     with pytest.raises(ModelError):
         apply_cuts(model, Cuts((), {"0.bias": torch.zeros(3)}))
     assert {name: value.shape for name, value in model.state_dict().items()} == shapes
-    assert cut_tensors({"a": torch.arange(4.0)}, [Cut("a", 0, (1, 3))])["a"].tolist() == [1.0, 3.0]
+    assert cut_tensors({"a": torch.arange(4.0)}, [Cut("a", 0, (1, 3), 4)])["a"].tolist() == [1.0, 3.0]

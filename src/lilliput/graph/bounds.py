@@ -131,13 +131,36 @@ def _arange(*args: Any, **kwargs: Any) -> int:
     return math.ceil(abs(end - start) / abs(step)) if step else 0
 
 
+def _linspace(start: Any, end: Any, steps: int, **kwargs: Any) -> int:
+    return max(steps, 1)
+
+
+def _einsum(equation: str, tensors: Sequence[Tensor], **kwargs: Any) -> int:
+    left, arrow, right = equation.replace(" ", "").partition("->")
+    sizes: dict[str, int] = {}
+    rest: list[Tensor] = []
+    for word, tensor in zip(left.split(","), tensors):
+        before, dots, after = word.partition("...")
+        named = [*zip(before, tensor.shape), *zip(reversed(after), reversed(tensor.shape))]
+        for letter, size in named:
+            sizes[letter] = max(sizes.get(letter, 1), size)
+        if dots:
+            for _ in before:
+                tensor = tensor.select(0, 0)
+            for _ in after:
+                tensor = tensor.select(-1, 0)
+            rest.append(tensor)
+    shown = right.replace("...", "") if arrow else sizes
+    return math.prod(sizes.get(letter, 1) for letter in shown) * math.prod(_broadcast_shape(rest))
+
+
 def _expand(x: Tensor, size: Sequence[int], *args: Any, **kwargs: Any) -> int:
     own = [1] * max(len(size) - x.dim(), 0) + list(x.shape)
     return math.prod(have if want == -1 else want for have, want in zip(own, size))
 
 
 def _repeat(x: Tensor, repeats: Any, *args: Any, **kwargs: Any) -> int:
-    return _room(x) * (math.prod(repeats) if isinstance(repeats, tuple | list) else repeats)
+    return _room(x) * _size(_items(repeats, 1))
 
 
 def _pad(x: Tensor, pads: Sequence[int], *args: Any, **kwargs: Any) -> int:
@@ -278,7 +301,7 @@ _NAMES: dict[Bound, str] = {
         """,
     _several: """
         var_mean std_mean topk sort median kthvalue max_pool1d max_pool2d max_pool3d max_pool2d_with_indices avg_pool1d
-        avg_pool2d avg_pool3d native_layer_norm native_group_norm lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell
+        avg_pool2d avg_pool3d lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell
         """,
     _broadcast: """
         clamp clip clamp_min clamp_max add sub mul div true_divide floor_divide remainder fmod pow rsub maximum minimum
@@ -293,7 +316,9 @@ _NAMES: dict[Bound, str] = {
     _new: "new_zeros new_ones new_full",
     _arange: "arange",
     _expand: "expand broadcast_to",
-    _repeat: "repeat tile",
+    _repeat: "repeat tile repeat_interleave",
+    _linspace: "linspace",
+    _einsum: "einsum",
     _pad: """
         pad constant_pad_nd reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d
         replication_pad3d

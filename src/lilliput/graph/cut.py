@@ -8,22 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from lilliput.core.cut import Cut
 from lilliput.core.errors import ModelError
-
-
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """What remains of one axis of one tensor.
-
-    Args:
-        name: of the parameter or buffer.
-        axis: which dimension is cut.
-        kept: indices that stay, ascending.
-    """
-
-    name: str
-    axis: int
-    kept: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -56,13 +42,18 @@ def cut_tensors(tensors: Mapping[str, Tensor], cuts: Iterable[Cut]) -> dict[str,
     """
     result = dict(tensors)
     for cut in cuts:
-        tensor = result.get(cut.name)
+        tensor = result.get(cut.parameter)
         if tensor is None or not 0 <= cut.axis < tensor.dim():
-            raise ModelError(f"a cut names axis {cut.axis} of {cut.name!r}, which is not there")
+            raise ModelError(f"a cut names axis {cut.axis} of {cut.parameter!r}, which is not there")
+        if tensor.shape[cut.axis] != cut.size:
+            raise ModelError(
+                f"a cut of {cut.parameter!r} is made for {cut.size} indices along axis {cut.axis}, "
+                f"the model has {tensor.shape[cut.axis]}"
+            )
         if not cut.kept or min(cut.kept) < 0 or max(cut.kept) >= tensor.shape[cut.axis]:
-            raise ModelError(f"a cut of {cut.name!r} keeps indices beyond its {tensor.shape[cut.axis]}, or none")
+            raise ModelError(f"a cut of {cut.parameter!r} keeps indices beyond its {tensor.shape[cut.axis]}, or none")
         kept = torch.tensor(cut.kept, device=tensor.device)
-        result[cut.name] = tensor.detach().index_select(cut.axis, kept)
+        result[cut.parameter] = tensor.detach().index_select(cut.axis, kept)
     return result
 
 
@@ -78,7 +69,7 @@ def apply_cuts(model: nn.Module, cuts: Cuts) -> None:
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
-        >>> cut = (Cut("0.weight", 0, (0, 2)), Cut("0.bias", 0, (0, 2)), Cut("2.weight", 1, (0, 2)))
+        >>> cut = (Cut("0.weight", 0, (0, 2), 3), Cut("0.bias", 0, (0, 2), 3), Cut("2.weight", 1, (0, 2), 3))
         >>> apply_cuts(model, Cuts(cut))
         >>> model[0].out_features, model[2].in_features, model(torch.rand(5, 2)).shape
         (2, 2, torch.Size([5, 1]))
@@ -89,7 +80,7 @@ def apply_cuts(model: nn.Module, cuts: Cuts) -> None:
     unknown = [name for name, value in cuts.values.items() if name not in state or smaller[name].shape != value.shape]
     if unknown:
         raise ModelError(f"new values for {unknown[0]!r} don't fit the model")
-    for name in {cut.name for cut in cuts.cuts} | set(cuts.values):
+    for name in {cut.parameter for cut in cuts.cuts} | set(cuts.values):
         owner, _, leaf = name.rpartition(".")
         module = model.get_submodule(owner)
         value = cuts.values[name].to(state[name]) if name in cuts.values else smaller[name]

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lilliput.graph.cut import Cut, Cuts, cut_tensors
+from lilliput.core.cut import Cut
+from lilliput.graph.cut import Cuts, cut_tensors
 from lilliput.graph.ir import Graph, Node, NodeRef
 from lilliput.graph.layers import Layer, arguments_of, layer_of, norm_of
 from lilliput.graph.operators import operators
@@ -68,7 +69,7 @@ def find_dead(model: nn.Module, example: Any, traced: tuple[Graph, dict[str, Ten
         >>> with torch.no_grad(): model[0].weight[1] = 0.0
         >>> cuts = find_dead(model, torch.rand(1, 4))
         >>> cuts.lines, cuts.cuts[0]
-        (('0: removed 1 of 3 channels',), Cut(name='0.weight', axis=0, kept=(0, 2)))
+        (('0: removed 1 of 3 channels',), Cut(parameter='0.weight', axis=0, kept=(0, 2), size=3))
     """
     graph, constants = traced or trace(model, example)
     state: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
@@ -249,13 +250,14 @@ def _evaluate(node: Node, value: Tensor) -> Tensor:
 def _cuts_of(chain: _Chain, gone: Tensor, work: dict[str, Tensor]) -> list[Cut]:
     if not bool(gone.any()):
         return []
-    kept = tuple(int(index) for index in (~gone).nonzero().flatten())
-    cuts = [Cut(chain.producer.weight, 0, kept)]
+    kept, size = tuple(int(index) for index in (~gone).nonzero().flatten()), len(gone)
+    cuts = [Cut(chain.producer.weight, 0, kept, size)]
     if chain.producer.bias is not None:
-        cuts.append(Cut(chain.producer.bias, 0, kept))
-    cuts += [Cut(name, 0, kept) for norm in map(norm_of, chain.between) if norm is not None for name in norm.tensors]
+        cuts.append(Cut(chain.producer.bias, 0, kept, size))
+    norms = [norm for norm in map(norm_of, chain.between) if norm is not None]
+    cuts += [Cut(name, 0, kept, size) for norm in norms for name in norm.tensors]
     wide = tuple(index * chain.spread + offset for index in kept for offset in range(chain.spread))
-    return [*cuts, Cut(chain.consumer.weight, 1, wide)]
+    return [*cuts, Cut(chain.consumer.weight, 1, wide, size * chain.spread)]
 
 
 def _changed(state: dict[str, Tensor], work: dict[str, Tensor], cuts: Sequence[Cut]) -> dict[str, Tensor]:

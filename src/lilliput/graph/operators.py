@@ -44,12 +44,12 @@ channel_shuffle unfold im2col col2im clone contiguous detach alias to.dtype type
 meshgrid meshgrid.indexing broadcast_tensors broadcast_to
 
 index.Tensor index_select gather take_along_dim embedding select_scatter slice_scatter scatter.src scatter.value
-scatter_add index_put bucketize.Tensor tril_indices triu_indices
+scatter_add index_put bucketize.Tensor
 
 linear addmm mm bmm baddbmm matmul mv dot addmv outer einsum bilinear tensordot cosine_similarity cdist kron
 conv1d conv1d.padding conv2d conv2d.padding conv3d conv3d.padding convolution conv_transpose1d conv_transpose2d.input
 conv_transpose3d.input
-batch_norm layer_norm group_norm instance_norm rms_norm native_layer_norm native_group_norm
+batch_norm layer_norm group_norm instance_norm rms_norm
 max_pool1d max_pool2d max_pool3d max_pool2d_with_indices avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d
 adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool2d adaptive_max_pool1d adaptive_max_pool2d
 upsample_nearest1d upsample_nearest1d.vec upsample_nearest2d upsample_nearest2d.vec upsample_nearest3d

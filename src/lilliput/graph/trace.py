@@ -257,8 +257,9 @@ def _inputs(
     for label, node in zip(labels, converted.inputs):
         shape: list[int | str] = []
         for position, size in enumerate(node.meta["val"].shape):
-            if isinstance(size, int):
-                shape.append(size)
+            # The model's code may have fixed a size that was offered as open.
+            if isinstance(size, int) or size.node.expr.is_number:
+                shape.append(int(size))
                 continue
             expression = str(size.node.expr)
             if expression not in names:
