@@ -63,12 +63,13 @@ def model_of(steps: tuple[Any, ...], values: Mapping[str, Tensor]) -> tuple[Weig
     return model, len(claimed)
 
 
-def check_steps(steps: tuple[Any, ...], values: Mapping[str, Tensor]) -> int:
+def check_steps(steps: tuple[Any, ...], values: Mapping[str, Tensor], sized: bool = True) -> int:
     """Checks law 1 (what training saw is what the file holds) and law 2 (the declared size is the written size).
 
     Args:
         steps: weight methods.
         values: weights; those that the steps refuse by a MethodError are passed over.
+        sized: check law 2 too, which codes everything once more.
 
     Returns:
         How many weights were claimed, and so went through attach, pack, write and read.
@@ -83,7 +84,7 @@ def check_steps(steps: tuple[Any, ...], values: Mapping[str, Tensor]) -> int:
     packed = packed_weights(model)
     artifact = Artifact(packed, recipe_of(steps))
     data = dumps(artifact)
-    assert size(artifact) == len(data), f"{steps}: declared {size(artifact)} bytes, written {len(data)}"
+    assert not sized or size(artifact) == len(data), f"{steps}: declared {size(artifact)} bytes, written {len(data)}"
     back = loads(data)
     assert back.recipe == artifact.recipe, f"{steps}: the recipe read is another"
     with torch.no_grad():
@@ -188,10 +189,10 @@ def compositions(first: Any, second: Any) -> Iterator[tuple[Any, Any]]:
             yield one, other
 
 
-def composes(first: Any, second: Any, fewest: int = 4) -> int:
-    """Checks laws 1 and 2 for every pair of settings of two methods, `first` then `second`.
+def composes(first: Any, second: Any, fewest: int = 2) -> int:
+    """Checks law 1 for every pair of settings of two methods, `first` then `second`.
 
-    Every pair of settings runs on `fewest` weights of the spread in turn, so that the pairs together run on all.
+    The first pair runs on all weights of the spread, with law 2 and training; every other on `fewest` weights in turn.
 
     Returns:
         How many weights were claimed by both, all pairs counted: 0 means that the two don't compose at all, which
@@ -203,7 +204,7 @@ def composes(first: Any, second: Any, fewest: int = 4) -> int:
     for number, steps in enumerate(compositions(first, second)):
         chosen = spread if number == 0 else [spread[(at + i) % len(spread)] for i in range(fewest)]
         at += fewest
-        ran = check_steps(steps, dict(chosen))
+        ran = check_steps(steps, dict(chosen), sized=number == 0)
         if number == 0 and ran:
             check_training(steps, dict(chosen))
         claimed += ran
