@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lilliput.core.cut import Cut
 from lilliput.core.errors import ModelError
-from lilliput.graph.cut import Cut, Cuts, apply_cuts, cut_tensors
+from lilliput.graph.cut import Cuts, apply_cuts, cut_tensors
 from lilliput.graph.dead import find_dead
 from lilliput.graph.run import GraphModule
 from lilliput.graph.trace import trace
@@ -198,7 +199,12 @@ def test_shared_layers_are_kept() -> None:
 def test_cuts_that_do_not_fit_leave_the_model_alone() -> None:
     model = mlp()
     shapes = {name: value.shape for name, value in model.state_dict().items()}
-    for wrong in (Cut("9.weight", 0, (0,), 8), Cut("0.weight", 2, (0,), 8), Cut("0.weight", 0, (8,), 8), Cut("0.weight", 0, (), 8)):
+    for wrong in (
+        Cut("9.weight", 0, (0,), 8),
+        Cut("0.weight", 2, (0,), 8),
+        Cut("0.weight", 0, (8,), 8),
+        Cut("0.weight", 0, (), 8),
+    ):
         with pytest.raises(ModelError):
             apply_cuts(model, Cuts((Cut("0.bias", 0, (1,), 8), wrong)))
     with pytest.raises(ModelError):

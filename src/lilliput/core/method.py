@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
-from lilliput.core.errors import MethodError
+from lilliput.core.errors import MethodError, NotWorthwhile
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -102,6 +102,20 @@ class WeightMethod(Protocol):
     def dense(self, packed: Packed) -> Packed:
         """Returns the form that a next step that keeps zeros should meet; by default the same."""
         return packed
+
+    @staticmethod
+    def take(packed: Packed, axis: int, kept: Tensor) -> Packed:
+        """Keeps some indices along one axis, without packing anew: `unpack` gives exactly the values that it gave.
+
+        Args:
+            packed: its parts may be `Packed` again; see `core.packed.take`.
+            axis: of the weight.
+            kept: indices, int64, ascending.
+
+        Raises:
+            NotWorthwhile: if this form can't be cut; the channel is then kept.
+        """
+        raise NotWorthwhile(f"{packed.method} can't be cut")
 
     @classmethod
     def choices(cls) -> tuple[WeightMethod, ...]:

@@ -121,6 +121,27 @@ def map_leaves(packed: Packed | Tensor, function: Callable[[Tensor], Tensor]) ->
     return replace(packed, parts={name: map_leaves(part, function) for name, part in packed.parts.items()})
 
 
+def take(packed: Packed | Tensor, axis: int, kept: Tensor) -> Packed | Tensor:
+    """Keeps some indices along one axis of a weight; the values that stay are exactly those that they were.
+
+    Args:
+        packed: a packed weight, or a tensor.
+        axis: which one, counted from 0.
+        kept: indices, int64, ascending.
+
+    Raises:
+        NotWorthwhile: if the weight's method can't be cut.
+    """
+    if isinstance(packed, Tensor):
+        return packed.index_select(axis, kept)
+    return weight_method(packed.method).take(packed, axis, kept)
+
+
+def cut_shape(packed: Packed, axis: int, kept: Tensor) -> tuple[int, ...]:
+    """Returns the shape of a packed weight after `take`."""
+    return (*packed.shape[:axis], len(kept), *packed.shape[axis + 1 :])
+
+
 def pack_steps(
     weight: Tensor,
     steps: tuple[WeightMethod, ...],

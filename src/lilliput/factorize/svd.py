@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from lilliput.core.checks import check_range, check_weight
 from lilliput.core.errors import MethodError, NotWorthwhile
 from lilliput.core.method import WeightMethod
-from lilliput.core.packed import Packed
+from lilliput.core.packed import Packed, cut_shape, take
 
 NAME = "factorize/svd"
 
@@ -89,6 +89,17 @@ class Svd(WeightMethod):
             # Rank 0 would make a weight of any size out of nothing.
             raise MethodError(f"{NAME}: factors {u.dtype} {tuple(u.shape)} and {v.dtype} {tuple(v.shape)}")
         return (u @ v).reshape(packed.shape).to(packed.dtype)
+
+    @staticmethod
+    def take(packed: Packed, axis: int, kept: Tensor) -> Packed:
+        """Takes rows of `u`, or those columns of `v` that belong to the indices which stay."""
+        shape = cut_shape(packed, axis, kept)
+        if axis == 0:
+            return replace(packed.with_parts(u=take(packed.parts["u"], 0, kept)), shape=shape)
+        numel = torch.Size(packed.shape[1:]).numel()
+        columns = torch.arange(numel, device=kept.device).reshape(packed.shape[1:])
+        wanted = columns.index_select(axis - 1, kept).flatten()
+        return replace(packed.with_parts(v=take(packed.parts["v"], 1, wanted)), shape=shape)
 
     @classmethod
     def choices(cls) -> tuple[WeightMethod, ...]:

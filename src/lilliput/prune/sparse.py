@@ -11,7 +11,7 @@ from torch import Tensor
 from lilliput.core.checks import check_range, check_weight
 from lilliput.core.errors import MethodError
 from lilliput.core.method import WeightMethod, find
-from lilliput.core.packed import Packed
+from lilliput.core.packed import Packed, cut_shape, take, unpack
 
 NAME = "prune/sparse"
 
@@ -94,11 +94,22 @@ class Sparse(WeightMethod):
         weight = torch.zeros(packed.shape, dtype=values.dtype, device=values.device)
         return weight.masked_scatter(mask, values).to(packed.dtype)
 
+    @staticmethod
+    def take(packed: Packed, axis: int, kept: Tensor) -> Packed:
+        """Takes from the mask and from the survivors that lie in what stays, or from the dense values."""
+        shape = cut_shape(packed, axis, kept)
+        if "mask" not in packed.parts:
+            return replace(packed, shape=shape, parts={"values": take(packed.parts["values"], axis, kept)})
+        mask = packed.tensor("mask", shape=packed.shape)
+        number = torch.full(packed.shape, -1, dtype=torch.int64, device=mask.device)
+        number[mask] = torch.arange(int(mask.sum()), device=mask.device)
+        stays = number.index_select(axis, kept)
+        parts = {"mask": stays >= 0, "values": take(packed.parts["values"], 0, stays[stays >= 0])}
+        return replace(packed, shape=shape, parts=parts)
+
 
 def mask_of(packed: Packed) -> Tensor:
     """Returns the mask of a pruned weight in either form."""
-    from lilliput.core.packed import unpack
-
     mask = packed.parts.get("mask")
     return mask if isinstance(mask, Tensor) else unpack(packed) != 0
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from lilliput.core.checks import check_weight
 from lilliput.core.errors import MethodError
 from lilliput.core.method import WeightMethod
-from lilliput.core.packed import Packed
+from lilliput.core.packed import Packed, cut_shape, take
 
 NAME = "quantize/float16"
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -46,6 +46,12 @@ class Float16(WeightMethod):
     def unpack(packed: Packed) -> Tensor:
         """Returns the values in the weight's own dtype."""
         return packed.tensor("values", shape=packed.shape, integer=False).to(packed.dtype)
+
+    @staticmethod
+    def take(packed: Packed, axis: int, kept: Tensor) -> Packed:
+        """Takes from the values."""
+        values = take(packed.parts["values"], axis, kept)
+        return replace(packed, shape=cut_shape(packed, axis, kept), parts={"values": values})
 
     @classmethod
     def choices(cls) -> tuple[WeightMethod, ...]:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from lilliput.core.checks import check_range, check_weight
-from lilliput.core.errors import MethodError
+from lilliput.core.errors import MethodError, NotWorthwhile
 from lilliput.core.method import WeightMethod
-from lilliput.core.packed import Packed
+from lilliput.core.packed import Packed, cut_shape, take
 
 NAME = "quantize/uniform"
 
@@ -124,6 +124,26 @@ class Uniform(WeightMethod):
         else:
             values = steps.to(scale.dtype)
         return (values * scale[:, None]).reshape(shape).to(packed.dtype)
+
+    @staticmethod
+    def take(packed: Packed, axis: int, kept: Tensor) -> Packed:
+        """Takes from the codes, and along the first axis from the scales of rows; groups stay whole.
+
+        Raises:
+            NotWorthwhile: if the scales are those of groups.
+        """
+        if packed.settings["per"] == "group":
+            raise NotWorthwhile(f"{NAME}: a weight with a scale for each group can't be cut")
+        codes = packed.tensor("codes").index_select(axis, kept)
+        cut = replace(packed.with_parts(codes=codes), shape=cut_shape(packed, axis, kept))
+        if packed.settings["per"] == "row" and axis == 0:
+            rows = {name: take(packed.parts[name], 0, kept) for name in ("scale", "zero") if name in packed.parts}
+            cut = cut.with_parts(**rows)
+        if "levels" in packed.parts:
+            before, (lowest, count) = level_range(packed)[0], level_range(cut)
+            stay = torch.arange(lowest - before, lowest - before + count, device=kept.device)
+            cut = cut.with_parts(levels=take(packed.parts["levels"], 0, stay))
+        return cut
 
     @classmethod
     def choices(cls) -> tuple[WeightMethod, ...]:

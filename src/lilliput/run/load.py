@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from os import PathLike
 
 import torch
@@ -11,6 +12,7 @@ from lilliput.core.errors import ModelError
 from lilliput.core.method import find
 from lilliput.file.artifact import Artifact
 from lilliput.file.read import read
+from lilliput.graph.cut import Cuts, apply_cuts
 
 
 def load(path: str | PathLike[str] | Artifact, *, into: nn.Module | None = None, engine: str = "dense") -> nn.Module:
@@ -46,11 +48,12 @@ def fill(model: nn.Module, artifact: Artifact) -> nn.Module:
         ModelError: names what is missing, unexpected or of another shape.
     """
     state = artifact.state_dict()
+    fitting = model
     if artifact.cuts:
-        from lilliput.graph.dead import apply_cuts
-
-        apply_cuts(model, artifact.cuts)
-    own = model.state_dict(keep_vars=True)
+        # On a copy first: if the file is of another model, this one must stay as it is.
+        fitting = copy.deepcopy(model)
+        apply_cuts(fitting, Cuts(artifact.cuts))
+    own = fitting.state_dict(keep_vars=True)
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     if missing or extra:
         raise ModelError(
@@ -63,6 +66,9 @@ def fill(model: nn.Module, artifact: Artifact) -> nn.Module:
                 f"{name} has shape {tuple(tensor.shape)} in the file and {tuple(own[name].shape)} in "
                 f"{type(model).__name__}: build the model with the settings that it was trained with"
             )
+    if artifact.cuts:
+        apply_cuts(model, Cuts(artifact.cuts))
+        own = model.state_dict(keep_vars=True)
     with torch.no_grad():
         for name, tensor in state.items():
             own[name].copy_(tensor)

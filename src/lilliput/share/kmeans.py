@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from lilliput.core.checks import check_range, check_weight
 from lilliput.core.errors import MethodError
 from lilliput.core.method import WeightMethod
-from lilliput.core.packed import Packed, unpack
+from lilliput.core.packed import Packed, cut_shape, take, unpack
 from lilliput.solve import kmeans1d
 from lilliput.solve.interval_partition import LARGEST_K
 
@@ -123,6 +123,12 @@ class KMeans(WeightMethod):
         # In the codebook's dtype until after the look-up, so that half-precision gradients are summed in float32.
         weight = table.index_select(0, codes.reshape(-1).to(torch.int32))
         return weight.reshape(packed.shape).to(packed.dtype)
+
+    @staticmethod
+    def take(packed: Packed, axis: int, kept: Tensor) -> Packed:
+        """Takes from the codes; the shared values stay."""
+        cut = packed.with_parts(codes=take(packed.parts["codes"], axis, kept))
+        return replace(cut, shape=cut_shape(packed, axis, kept))
 
     @classmethod
     def choices(cls) -> tuple[WeightMethod, ...]:

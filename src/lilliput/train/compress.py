@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lilliput.core.cut import Cut
 from lilliput.core.data import first, inputs_of
 from lilliput.core.errors import LilliputError, ModelError, NotWorthwhile
 from lilliput.core.layers import Weight, weights
@@ -15,8 +17,10 @@ from lilliput.core.packed import Packed, pack_steps, unpack
 from lilliput.core.recipe import Recipe
 from lilliput.file.artifact import Artifact
 from lilliput.graph.fold import fold as fold_batch_norms
+from lilliput.graph.ir import Graph
 from lilliput.graph.trace import trace
 from lilliput.train.attach import attachment, packed_weights, plain_copy
+from lilliput.train.shrink import shrink
 
 
 def compress(
@@ -27,6 +31,7 @@ def compress(
     example: Any = None,
     fold: bool = True,
     stats: Mapping[str, Any] | None = None,
+    remove_dead: bool = True,
 ) -> Artifact:
     """Compresses a trained model at once.
 
@@ -38,6 +43,7 @@ def compress(
             and example the file holds no graph.
         fold: fold each BatchNorm into the convolution before it.
         stats: what `observe` collected, by weight name.
+        remove_dead: cut away channels that pruning left without input or output.
 
     Returns:
         The artifact; `save` writes it.
@@ -63,18 +69,20 @@ def compress(
     packed: dict[str, Packed | Tensor] = dict(packed_weights(work))
     for weight in weights(work):
         packed[weight.name] = _packed(weight, recipe, (stats or {}).get(weight.name), notes)
-    return _artifact(work, recipe, packed, example, facts, notes)
+    return Draft(work, recipe, packed, facts, notes).finished(example, remove_dead)
 
 
-def pack(model: nn.Module, *, example: Any = None) -> Artifact:
+def pack(model: nn.Module, *, example: Any = None, remove_dead: bool = True) -> Artifact:
     """Packs a model that was trained with a recipe attached; the model is not changed.
 
     Args:
         model: a model after `attach`.
         example: one input for the graph; by default the one that `attach` saw.
+        remove_dead: cut away channels that pruning left without input or output.
 
     Returns:
-        The artifact: its weights are, bit for bit, those of the attached model in eval mode.
+        The artifact: its weights are, bit for bit, those of the attached model in eval mode, but for biases that took
+        up what a dead channel gave.
 
     Raises:
         ModelError: if nothing is attached, or a weight isn't finite.
@@ -84,9 +92,8 @@ def pack(model: nn.Module, *, example: Any = None) -> Artifact:
         raise ModelError("nothing is attached to this model; call attach(model, recipe) first, or compress(...)")
     work = plain_copy(model).eval()
     check_finite(work)
-    facts = {"original": tensor_bytes(work)}
-    example = state.example if example is None else example
-    return _artifact(work, state.recipe, packed_weights(model), example, facts, dict(state.notes))
+    draft = Draft(work, state.recipe, packed_weights(model), {"original": tensor_bytes(work)}, dict(state.notes))
+    return draft.finished(state.example if example is None else example, remove_dead)
 
 
 def _packed(weight: Weight, recipe: Recipe, stats: Any, notes: dict[str, str]) -> Packed | Tensor:
@@ -111,32 +118,50 @@ def _folded(work: nn.Module, example: Any, notes: dict[str, str]) -> int:
         return 0
 
 
-def _artifact(
-    work: nn.Module,
-    recipe: Recipe,
-    packed: dict[str, Packed | Tensor],
-    example: Any,
-    facts: dict[str, Any],
-    notes: dict[str, str],
-) -> Artifact:
-    """Adds graph, aliases and facts; `work` is the plain model whose weights become the unpacked ones."""
-    found = weights(work)
-    facts["error"] = errors(found, packed)
-    graph, constants = None, {}
-    if example is None:
-        notes["graph"] = "none: no data and no example was given; load it into your own model"
-    else:
+@dataclass
+class Draft:
+    """An artifact in the making.
+
+    Attributes:
+        work: the plain model; its weights become the unpacked ones.
+        recipe: what is done.
+        packed: parameters and buffers by name.
+        facts: measurements.
+        notes: what was left as it is, and why.
+    """
+
+    work: nn.Module
+    recipe: Recipe
+    packed: dict[str, Packed | Tensor]
+    facts: dict[str, Any]
+    notes: dict[str, str]
+
+    def finished(self, example: Any, remove_dead: bool) -> Artifact:
+        """Adds cuts, graph, aliases and facts."""
+        found = weights(self.work)
+        self.facts["error"] = errors(found, self.packed)
         with torch.no_grad():
             for weight in found:
-                weight.parameter.copy_(unpack(packed[weight.name]))
+                weight.parameter.copy_(unpack(self.packed[weight.name]))
+        cuts: tuple[Cut, ...] = ()
+        if remove_dead and example is not None:
+            cuts, lines = shrink(self.work, self.packed, self.recipe, example)
+            self.notes |= {f"dead channels {number}": line for number, line in enumerate(lines, 1)}
+        graph, constants = self._traced(example)
+        aliases = {alias: weight.name for weight in found for alias in weight.aliases}
+        if self.notes:
+            self.facts["notes"] = self.notes
+        return Artifact(self.packed, self.recipe, graph, constants, cuts, aliases, self.facts)
+
+    def _traced(self, example: Any) -> tuple[Graph | None, dict[str, Tensor]]:
+        if example is None:
+            self.notes["graph"] = "none: no data and no example was given; load it into your own model"
+            return None, {}
         try:
-            graph, constants = trace(work, example)
+            return trace(self.work, example)
         except ModelError as error:
-            notes["graph"] = f"none: {error}; load it into your own model"
-    aliases = {alias: weight.name for weight in found for alias in weight.aliases}
-    if notes:
-        facts["notes"] = notes
-    return Artifact(packed, recipe, graph, constants, (), aliases, facts)
+            self.notes["graph"] = f"none: {error}; load it into your own model"
+            return None, {}
 
 
 def errors(found: list[Weight], packed: Mapping[str, Packed | Tensor]) -> dict[str, float]:
