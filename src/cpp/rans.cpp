@@ -126,40 +126,55 @@ nb::bytes encode(const Vector<Symbol>& symbols, const Vector<uint8_t>& rows, con
   return nb::bytes(reinterpret_cast<const char*>(out.data()), out.size());
 }
 
-inline uint32_t load_word(const uint8_t* at) {  // little-endian; compilers make one load of it
+inline uint32_t load_word(const uint8_t* at) {  // little-endian, whatever the machine is
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+  uint16_t word;
+  std::memcpy(&word, at, sizeof word);
+  return word;
+#else
   return at[0] | static_cast<uint32_t>(at[1]) << 8;
+#endif
 }
 
-// Slot -> symbol, frequency and slot - first, in one 32-bit word: for 12 bits and up to 256 symbols.
+// Slot -> symbol, frequency and slot - first, in one 32-bit word: for 12 bits and up to 256 symbols. Values of one byte
+// take the place of the symbol.
+template <typename Value>
 struct PackedTable {
   std::vector<uint32_t> slots;
-  explicit PackedTable(const Model& m) : slots(m.levels << m.precision) {
+  Value values[256] = {};  // whatever the table holds, an entry's byte is an index into it
+  PackedTable(const Model& m, const Value* source) : slots(m.levels << m.precision) {
+    std::copy(source, source + m.symbols, values);
     size_t slot = 0;
     for (size_t level = 0, at = 0; level < m.levels; ++level)
       for (uint32_t s = 0; s < m.symbols; ++s, ++at)
-        for (uint32_t j = 0, f = m.frequencies[at]; j < f; ++j) slots[slot++] = f << 20 | j << 8 | s;
+        for (uint32_t j = 0, f = m.frequencies[at]; j < f; ++j)
+          slots[slot++] = f << 20 | j << 8 | (sizeof(Value) == 1 ? static_cast<uint32_t>(values[s]) : s);
   }
   static bool fits(const Model& m) {
     return m.precision == 12 && m.symbols <= 256 &&
            *std::max_element(m.frequencies, m.frequencies + m.levels * m.symbols) < 4096;
   }
-  template <typename Value>
-  inline uint32_t step(uint32_t x, uint32_t offset, const Value* values, Value* out, unsigned precision) const {
-    const uint32_t entry = slots[offset + (x & ((1u << precision) - 1))];
-    *out = values[entry & 255];
-    return (entry >> 20) * (x >> precision) + (entry >> 8 & 4095);
+  inline uint32_t step(uint32_t x, uint32_t offset, Value* out) const {
+    const uint32_t entry = slots[offset + (x & 4095)];
+    *out = sizeof(Value) == 1 ? static_cast<Value>(entry) : values[entry & 255];
+    return (entry >> 20) * (x >> 12) + (entry >> 8 & 4095);
   }
 };
 
 // Slot -> symbol, then symbol -> frequency and first slot: small enough for the cache at any precision.
+template <typename Value>
 struct SplitTable {
   struct Entry {
     uint16_t frequency, first;
   };
   std::vector<uint16_t> slots;
   std::vector<Entry> entries;
+  const Value* values;
   size_t symbols;
-  explicit SplitTable(const Model& m) : slots(m.levels << m.precision), entries(m.levels * m.symbols), symbols(m.symbols) {
+  unsigned precision;
+  SplitTable(const Model& m, const Value* source)
+      : slots(m.levels << m.precision), entries(m.levels * m.symbols), values(source), symbols(m.symbols),
+        precision(m.precision) {
     size_t slot = 0;
     for (size_t level = 0, at = 0; level < m.levels; ++level) {
       uint32_t first = 0;
@@ -172,8 +187,7 @@ struct SplitTable {
       }
     }
   }
-  template <typename Value>
-  inline uint32_t step(uint32_t x, uint32_t offset, const Value* values, Value* out, unsigned precision) const {
+  inline uint32_t step(uint32_t x, uint32_t offset, Value* out) const {
     const uint32_t slot = x & ((1u << precision) - 1);
     const uint16_t s = slots[offset + slot];
     *out = values[s];
@@ -185,10 +199,8 @@ struct SplitTable {
 // Decodes everything; returns what is wrong, or nullptr. Where words are rare, a branch on them is predicted well;
 // elsewhere arithmetic is faster.
 template <bool kRare, typename Table, typename Value>
-const char* run(const Model& model, const Table& table, const uint8_t* data, size_t length, const Value* values,
-                Value* out) {
+const char* run(const Model& model, const Table& table, const uint8_t* data, size_t length, Value* out) {
   const size_t n = model.size(), lanes = model.lanes;
-  const unsigned precision = model.precision;
   std::vector<uint32_t> states(lanes);
   for (size_t lane = 0; lane < lanes; ++lane) {
     states[lane] = load_word(data + 4 * lane) | load_word(data + 4 * lane + 2) << 16;
@@ -199,35 +211,32 @@ const char* run(const Model& model, const Table& table, const uint8_t* data, siz
   uint32_t offsets[kBlock] = {0};
   for (size_t start = 0; start < n; start += kBlock) {
     const size_t count = std::min(kBlock, n - start);
-    if (model.levels > 1) fill_levels(model, start, count, 1u << precision, offsets);
+    if (model.levels > 1) fill_levels(model, start, count, 1u << model.precision, offsets);
     size_t i = 0;
     if (lanes >= 8) {
       for (; i + 8 <= count && end - word >= 16; i += 8) {
         uint32_t* lane = &states[(start + i) & (lanes - 1)];
-        uint32_t x[8];  // copies, because stores to `out` might alias the states themselves
-        Value decoded[8];
-        std::memcpy(x, lane, sizeof x);
+        Value decoded[8];  // a copy, because stores to `out` might alias the states for all the compiler knows
         for (size_t j = 0; j < 8; ++j) {
-          const uint32_t y = table.step(x[j], offsets[i + j], values, &decoded[j], precision);
+          const uint32_t y = table.step(lane[j], offsets[i + j], &decoded[j]);
           if (kRare) {
-            x[j] = y;
+            lane[j] = y;
             if (y < kLowest) {
-              x[j] = y << 16 | load_word(word);
+              lane[j] = y << 16 | load_word(word);
               word += 2;
             }
           } else {
             const uint32_t low = y < kLowest;
-            x[j] = y ^ ((y ^ (y << 16 | load_word(word))) & (0u - low));
+            lane[j] = y ^ ((y ^ (y << 16 | load_word(word))) & (0u - low));
             word += 2 * low;
           }
         }
-        std::memcpy(lane, x, sizeof x);
         std::memcpy(&out[start + i], decoded, sizeof decoded);
       }
     }
     for (; i < count; ++i) {
       uint32_t& lane = states[(start + i) & (lanes - 1)];
-      lane = table.step(lane, offsets[i], values, &out[start + i], precision);
+      lane = table.step(lane, offsets[i], &out[start + i]);
       if (lane < kLowest) {
         if (end - word < 2) return kCutOff;
         lane = lane << 16 | load_word(word);
@@ -250,14 +259,12 @@ const char* decode(const Vector<uint8_t>& data, const Vector<uint8_t>& rows, con
   if (values.size() != model.symbols) throw std::invalid_argument("values and symbols differ in number");
   if (data.size() < 4 * lanes || data.size() % 2) return "a coded stream is cut off in the states of its lanes";
   const bool rare = data.size() / 2 < out.size() / 8;
-  if (!PackedTable::fits(model)) {
-    const auto decoder = rare ? run<true, SplitTable, Value> : run<false, SplitTable, Value>;
-    return decoder(model, SplitTable(model), data.data(), data.size(), values.data(), out.data());
+  if (PackedTable<Value>::fits(model)) {
+    const auto decoder = rare ? run<true, PackedTable<Value>, Value> : run<false, PackedTable<Value>, Value>;
+    return decoder(model, PackedTable<Value>(model, values.data()), data.data(), data.size(), out.data());
   }
-  Value padded[256] = {};  // an entry's byte is an index into it whatever the table holds
-  std::copy(values.data(), values.data() + values.size(), padded);
-  const auto decoder = rare ? run<true, PackedTable, Value> : run<false, PackedTable, Value>;
-  return decoder(model, PackedTable(model), data.data(), data.size(), padded, out.data());
+  const auto decoder = rare ? run<true, SplitTable<Value>, Value> : run<false, SplitTable<Value>, Value>;
+  return decoder(model, SplitTable<Value>(model, values.data()), data.data(), data.size(), out.data());
 }
 
 // counts[level, symbol]: the encoder's statistics.

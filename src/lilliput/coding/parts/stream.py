@@ -45,8 +45,13 @@ class Layout:
 
     def levels(self, start: int, stop: int) -> np.ndarray:
         """Levels of the elements start .. stop - 1 of the flattened array."""
-        row, column = np.divmod(np.arange(start, stop), self.columns.size)
-        found: np.ndarray = self.rows[row] + self.columns[column]
+        width = self.columns.size
+        first, last = start // width, -(-stop // width)
+        if width <= stop - start:
+            block = (self.rows[first:last, None] + self.columns).reshape(-1)
+            return block[start - first * width : stop - first * width]
+        pieces = [self.columns[max(start - r * width, 0) : stop - r * width] + self.rows[r] for r in range(first, last)]
+        found: np.ndarray = np.concatenate(pieces)
         return found
 
 
@@ -63,6 +68,11 @@ def encode(symbols: np.ndarray, layout: Layout) -> bytes:
         table = layout.frequencies.astype(np.uint16)
         return bytes(native.rans_encode(symbols.astype(np.uint16, copy=False) if symbols.itemsize > 2 else symbols,
                                         *shape, table, layout.precision, layout.lanes))  # fmt: skip
+    return (_encode_few if layout.lanes <= FEW else _encode_many)(symbols, layout)
+
+
+def _encode_many(symbols: np.ndarray, layout: Layout) -> bytes:
+    """All lanes a step at a time."""
     lanes, precision = layout.lanes, np.uint32(layout.precision)
     frequency = layout.frequencies.astype(np.uint32)
     start = (np.cumsum(layout.frequencies, axis=1) - layout.frequencies).astype(np.uint32)
@@ -83,6 +93,25 @@ def encode(symbols: np.ndarray, layout: Layout) -> bytes:
             quotient = x // fs
             states[: x.size] = (quotient << precision) + (x - quotient * fs) + c[piece]
     return states.astype("<u4").tobytes() + b"".join(part.tobytes() for part in reversed(words))
+
+
+def _encode_few(symbols: np.ndarray, layout: Layout) -> bytes:
+    """One symbol at a time with Python's integers."""
+    size, lanes, precision = layout.frequencies.shape[1], layout.lanes, layout.precision
+    frequency = layout.frequencies.reshape(-1).tolist()
+    start = (np.cumsum(layout.frequencies, axis=1) - layout.frequencies).reshape(-1).tolist()
+    states, words = [LOWEST] * lanes, []
+    place = layout.levels(0, symbols.size).astype(np.int64) * size + symbols
+    lane = symbols.size & lanes - 1
+    for at in reversed(place.tolist()):
+        lane = lane - 1 & lanes - 1
+        x, f = states[lane], frequency[at]
+        if x >= f << 32 - precision:
+            words.append(x & 0xFFFF)
+            x >>= 16
+        quotient, remainder = divmod(x, f)
+        states[lane] = (quotient << precision) + remainder + start[at]
+    return np.array(states, "<u4").tobytes() + np.array(words[::-1], "<u2").tobytes()
 
 
 def decode(data: memoryview, layout: Layout, values: np.ndarray, out: np.ndarray) -> None:
@@ -132,36 +161,39 @@ def _tables(layout: Layout) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def _decode_many(states: np.ndarray, words: np.ndarray, layout: Layout, values: np.ndarray, out: np.ndarray) -> int:
     """All lanes a step at a time; changes `states` and `out`, returns the number of words taken."""
-    lanes, mask = layout.lanes, (1 << layout.precision) - 1
+    lanes = layout.lanes
     symbol, frequency, bias = _tables(layout)
     decoded, frequency, bias = values[symbol], frequency.astype(np.int64), bias.astype(np.int64)
     leveled = len(layout.frequencies) > 1
-    wide = states.astype(np.int64)  # 64 bits: then slots are indices as they are
-    slots, factor = np.empty((STEPS, lanes), np.int64), np.empty(lanes, np.int64)
+    ends = wide = states.astype(np.int64)  # 64 bits: then slots are indices as they are
+    slots, factor, below = np.empty((STEPS, lanes), np.int64), np.empty(lanes, np.int64), np.empty(lanes, bool)
     stream = np.concatenate([words, np.zeros(lanes, words.dtype)]).astype(np.int64)
+    # arrays without axes: NumPy would convert Python's integers anew at every step
+    mask, precision, lowest, sixteen = (
+        np.array(n) for n in ((1 << layout.precision) - 1, layout.precision, LOWEST, 16)
+    )
     at = 0
     for start in range(0, out.size, lanes * STEPS):
         stop = min(start + lanes * STEPS, out.size)
         offsets = layout.levels(start, stop).astype(np.int64) << layout.precision if leveled else None
         for step, first in enumerate(range(0, stop - start, lanes)):
-            count = min(lanes, stop - start - first)
-            x, slot, f = wide[:count], slots[step, :count], factor[:count]
-            np.bitwise_and(x, mask, out=slot)
+            slot = slots[step]
+            if stop - start - first < lanes:  # the last step: not all lanes have an element left
+                wide, slot, factor, below = (one[: stop - start - first] for one in (wide, slot, factor, below))
+            np.bitwise_and(wide, mask, slot)
             if offsets is not None:
-                slot += offsets[first : first + count]
-            x >>= layout.precision
-            x *= frequency.take(slot, out=f, mode="clip")
-            x += bias.take(slot, out=f, mode="clip")
-            low = (x < LOWEST).nonzero()[0]
-            refilled = x.take(low)
-            refilled <<= 16
-            refilled |= stream[at : at + low.size]
-            x[low] = refilled
+                np.add(slot, offsets[first : first + lanes], slot)
+            np.right_shift(wide, precision, wide)
+            np.multiply(wide, frequency.take(slot, None, factor, "clip"), wide)
+            np.add(wide, bias.take(slot, None, factor, "clip"), wide)
+            low = np.less(wide, lowest, below).nonzero()[0]
+            refilled = np.left_shift(wide[low], sixteen)
+            wide[low] = np.bitwise_or(refilled, stream[at : at + low.size], refilled)
             at += low.size
             if at > words.size:
                 raise FileError("a coded stream ends before its values do")
         out[start:stop] = decoded.take(slots.reshape(-1)[: stop - start])
-    states[:] = wide
+    states[:] = ends
     return at
 
 
@@ -171,7 +203,7 @@ def _decode_few(states: np.ndarray, words: np.ndarray, layout: Layout, values: n
     size, counts = layout.frequencies.shape[1], layout.frequencies.reshape(-1)
     frequency, first = counts.tolist(), (np.cumsum(counts) - counts).tolist()  # slots of all levels, one behind another
     columns_at = (layout.columns.astype(np.int64) << layout.precision).tolist()
-    x, at, lane = states.tolist(), 0, 0
+    x, stream, at, lane = states.tolist(), memoryview(words.astype(np.uint16)), 0, 0
     for row, level in enumerate(layout.rows.tolist()):
         line = []
         for offset in columns_at:
@@ -181,9 +213,9 @@ def _decode_few(states: np.ndarray, words: np.ndarray, layout: Layout, values: n
             line.append(place % size)
             state = frequency[place] * (state >> layout.precision) + slot - first[place]
             if state < LOWEST:
-                if at >= words.size:
+                if at >= len(stream):
                     raise FileError("a coded stream ends before its values do")
-                state = state << 16 | int(words[at])
+                state = state << 16 | stream[at]
                 at += 1
             x[lane] = state
             lane = lane + 1 & lanes - 1
