@@ -1,0 +1,108 @@
+"""Two processes with gloo compute the same as one on the joined batch."""
+
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from torch import nn
+
+from lilliput.core.recipe import Recipe
+from lilliput.train.attach import attach
+from lilliput.train.fit import fit
+
+BODIES = {
+    "prune": 'steps = [{method = "prune/magnitude", sparsity = 0.8}]\n'
+    'schedule = {method = "prune/iterative", rounds = 3, until = 0.6}\n',
+    "prune_share": 'steps = [{method = "prune/magnitude", sparsity = 0.5}, {method = "share/kmeans", bits = 2}]\n',
+    "svd_uniform": 'steps = [{method = "factorize/svd", rank = 3}, {method = "quantize/uniform", bits = 8}]\n',
+    "uniform": 'steps = [{method = "quantize/uniform", bits = 4}]\n',
+}
+
+CHILD = """
+import sys
+sys.path.insert(0, {here!r})
+import torch
+import torch.distributed as dist
+from lilliput.train.fit import FitOptions
+from test_distributed import *
+torch.set_num_threads(1)
+rank, port, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{{port}}", rank=rank, world_size=2)
+for name, body in BODIES.items():
+    model = attach(network(), Recipe.loads("[[rule]]\\n" + body))
+    whole = nn.parallel.DistributedDataParallel(model)
+    half = [(x[rank::2], y[rank::2]) for x, y in batches()]
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=LEARNING_RATE)
+    options = FitOptions(checkpoint=f"{{folder}}/{{name}}.checkpoint")
+    losses = fit(whole, half, epochs=2, optimizer=optimizer, options=options)
+    seen = {{"state": model.state_dict(), "grads": grads(model), "losses": losses}}
+    torch.save(seen, f"{{folder}}/{{name}}.{{rank}}")
+dist.destroy_process_group()
+"""
+
+LEARNING_RATE = 0.01
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 24), nn.Tanh(), nn.Linear(24, 12))
+
+
+def batches():
+    generator = torch.Generator().manual_seed(1)
+    return [(torch.randn(16, 6, generator=generator), torch.randint(12, (16,), generator=generator)) for _ in range(5)]
+
+
+def grads(model):
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("distributed")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    script = textwrap.dedent(CHILD).format(here=os.path.dirname(__file__))
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo"}
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, str(rank), str(port), str(path)],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for child in children:
+        try:
+            _, err = child.communicate(timeout=200)
+        except subprocess.TimeoutExpired:
+            for one in children:
+                one.kill()
+            raise
+        assert child.returncode == 0, err
+    return path
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_two_processes_equal_one(folder, name):
+    first, second = (torch.load(folder / f"{name}.{rank}", weights_only=True) for rank in range(2))
+    assert first["grads"].keys() == second["grads"].keys()
+    assert all(torch.equal(value, second["grads"][key]) for key, value in first["grads"].items())
+    assert all(torch.equal(value, second["state"][key]) for key, value in first["state"].items())
+    model = attach(network(), Recipe.loads("[[rule]]\n" + BODIES[name]))
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=LEARNING_RATE)
+    losses = fit(model, batches(), epochs=2, optimizer=optimizer)
+    for key, value in model.state_dict().items():
+        if value.dtype.is_floating_point:
+            assert torch.allclose(first["state"][key], value, atol=1e-5), key
+        else:
+            assert torch.equal(first["state"][key], value), key
+    both = [(a + b) / 2 for a, b in zip(first["losses"], second["losses"])]
+    assert both == pytest.approx(losses, abs=1e-4)
+    assert (folder / f"{name}.checkpoint").exists()
