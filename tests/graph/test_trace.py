@@ -170,3 +170,13 @@ def test_golden_json() -> None:
     )
     assert json.dumps(graph.to_json(), separators=(",", ":")) == text
     assert Graph.from_json(json.loads(text)) == graph
+
+
+def test_lengths_that_export_fixes_are_open_only_where_nothing_depends_on_them() -> None:
+    layer = nn.LSTM(3, 2, batch_first=True)
+    free, _ = trace(layer, torch.rand(2, 5, 3))
+    assert free.inputs[0].shape == ("n", "s1", 3)
+    # The division holds the traced length as a number.
+    mean = Function(lambda self, x: self.layer(x)[0].sum(1) / x.shape[1], layer=layer)
+    bound, _ = trace(mean, torch.rand(2, 5, 3))
+    assert bound.inputs[0].shape == ("n", 5, 3)

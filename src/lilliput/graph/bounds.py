@@ -145,11 +145,9 @@ def _einsum(equation: str, tensors: Sequence[Tensor], **kwargs: Any) -> int:
         for letter, size in named:
             sizes[letter] = max(sizes.get(letter, 1), size)
         if dots:
-            for _ in before:
-                tensor = tensor.select(0, 0)
+            rest.append(tensor[(0,) * len(before)] if before else tensor)
             for _ in after:
-                tensor = tensor.select(-1, 0)
-            rest.append(tensor)
+                rest[-1] = rest[-1].select(-1, 0)
     shown = right.replace("...", "") if arrow else sizes
     return math.prod(sizes.get(letter, 1) for letter in shown) * math.prod(_broadcast_shape(rest))
 

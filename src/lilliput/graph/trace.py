@@ -16,6 +16,7 @@ from lilliput.core.errors import ModelError
 from lilliput.graph.bounds import first_line
 from lilliput.graph.convert import Converted, Unsupported, convert
 from lilliput.graph.ir import Graph, InputRef, InputSpec, NodeRef, Ref, Tree, map_refs
+from lilliput.graph.reopen import reopen
 from lilliput.graph.simplify import drop_dead
 from lilliput.graph.structure import join, split, tensors_in
 
@@ -56,8 +57,18 @@ def trace(
             flat = _Flat(model, names, trees)
             try:
                 graph, constants = _trace_once(flat, tensors, sizes, labels)
-                _verify(model, graph, constants, (names, trees, leaves))
-                return graph, constants
+                # A graph that doesn't compute what the model computes is worse than none.
+                if not _agree(model, graph, constants, (names, trees, leaves)):
+                    raise ModelError("the traced graph gives other outputs than the model, which may depend on chance")
+
+                def agree(wider: Graph, given: list[Tensor], held: dict[str, Tensor] = constants) -> bool:
+                    try:
+                        return _agree(model, wider, held, (names, trees, given))
+                    # The model or the graph can't take this size.
+                    except Exception:
+                        return False
+
+                return reopen(graph, tensors, sizes, agree), constants
             except ModelError as error:
                 failure = error
             # Export raises whatever the model's own code makes it raise.
@@ -65,6 +76,9 @@ def trace(
                 failure = ModelError(f"the model can't be exported: {type(error).__name__}: {first_line(error)}")
         assert failure is not None
         raise failure from None
+
+
+_Call = tuple[Sequence[str], Sequence[Tree], Sequence[Tensor]]
 
 
 class _Flat(nn.Module):
@@ -280,10 +294,8 @@ def _range(program: Any, expression: Any) -> tuple[int, int | None]:
     return (1 if low <= 2 else low), high
 
 
-def _verify(
-    model: nn.Module, graph: Graph, constants: dict[str, Tensor], call: tuple[list[str], list[Tree], list[Tensor]]
-) -> None:
-    """A graph that doesn't compute what the model computes is worse than none."""
+def _agree(model: nn.Module, graph: Graph, constants: dict[str, Tensor], call: _Call) -> bool:
+    """Whether model and graph give the same outputs."""
     from lilliput.graph.run import GraphModule
 
     args, kwargs = _put_together(*call)
@@ -292,7 +304,8 @@ def _verify(
     for one, two in zip(expected, got, strict=True):
         rough = 1e-4 if one.dtype in (torch.float32, torch.float64) else 5e-2
         if one.shape != two.shape or not torch.allclose(one, two, rtol=rough, atol=rough, equal_nan=True):
-            raise ModelError("the traced graph gives other outputs than the model, which may depend on chance or state")
+            return False
+    return True
 
 
 def _tensors_of(model: nn.Module) -> dict[str, Tensor]:
