@@ -219,3 +219,8 @@ def test_manifest_and_streams_of_another_type(pieces, refused):
             refused(
                 replace(whole, entries={name: {"dtype": "U8", "shape": [1], "data_offsets": [0, 1], **changes}}).seal()
             )
+
+
+def test_what_cannot_be_shown_is_spelled_out(refused):
+    assert r"\x00\x1b" in refused(one(["U8", [1], "=", "00"], r={"\0\x1b": 1}))
+    assert r"\u202e" in refused(packed(x={"per": "\u202e", "group": 0}))

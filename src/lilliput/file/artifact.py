@@ -14,6 +14,7 @@ from lilliput.core.cut import Cut
 from lilliput.core.errors import FileError
 from lilliput.core.packed import Packed, unpack
 from lilliput.core.recipe import Recipe
+from lilliput.file.message import one_line
 
 if TYPE_CHECKING:
     from lilliput.graph.ir import Graph
@@ -53,8 +54,7 @@ class Artifact:
         try:
             return unpack(self.weights[name])
         except Exception as error:  # whatever a method meets in a stranger's parts
-            line = " ".join(str(error).split())[:400] or type(error).__name__
-            raise FileError(f"weight '{name}' can't be unpacked: {line}") from error
+            raise FileError(f"weight '{name}' can't be unpacked: {one_line(error)}") from error
 
     def state_dict(self) -> dict[str, Tensor]:
         """Unpacks every parameter and buffer, tied ones under each of their names."""

@@ -21,6 +21,7 @@ from lilliput.file import entries, layout
 from lilliput.file.artifact import Artifact
 from lilliput.file.entries import Node
 from lilliput.file.leaf import Leaf, contents
+from lilliput.file.message import one_line
 from lilliput.file.source import Opened, entries_of, open_file, table_of
 from lilliput.file.survey import describe
 
@@ -102,15 +103,18 @@ def _recipe(data: Any) -> Recipe:
     try:
         return from_data(data)
     except LilliputError as error:
-        raise FileError(f"manifest: {_line(error)}") from None
+        raise FileError(f"manifest: {one_line(error)}") from None
     except Exception as error:  # a method's own checks, met with a stranger's settings
-        raise FileError(f"manifest: the recipe can't be read: {_line(error)}") from error
+        raise FileError(f"manifest: the recipe can't be read: {one_line(error)}") from error
 
 
 def _graph(data: Any, names: set[str]) -> Any:
     from lilliput.graph.ir import Graph
 
-    graph = Graph.from_json(data)
+    try:
+        graph = Graph.from_json(data)
+    except FileError as error:
+        raise FileError(one_line(error)) from None
     for name in graph.tensors:
         if name not in names:
             raise FileError(f"graph: tensor {name[:80]!a} is not in the file")
@@ -124,7 +128,7 @@ def _check_methods(name: str, node: Node | int) -> None:
     try:
         weight_method(node.method)
     except Exception as error:
-        raise FileError(f"manifest: {name}: {_line(error)}") from error
+        raise FileError(f"manifest: {name}: {one_line(error)}") from error
     for part in node.parts.values():
         _check_methods(name, part)
 
@@ -168,9 +172,9 @@ def _coded(leaf: Leaf, data: np.ndarray, dtype: torch.dtype) -> Tensor:
     try:
         array = choose.decode(leaf.how, data.data, leaf.shape, kind)
     except FileError as error:
-        raise FileError(f"{leaf.name}: {_line(error)}") from None
+        raise FileError(f"{leaf.name}: {one_line(error)}") from None
     except (ValueError, IndexError, ArithmeticError, TypeError) as error:
-        raise FileError(f"{leaf.name}: its {leaf.how} stream is damaged: {_line(error)}") from error
+        raise FileError(f"{leaf.name}: its {leaf.how} stream is damaged: {one_line(error)}") from error
     if array.dtype != kind or array.size != math.prod(leaf.shape):
         raise FileError(f"{leaf.name}: its {leaf.how} stream holds something else than the manifest says")
     return torch.from_numpy(array).reshape(leaf.shape)
@@ -187,9 +191,3 @@ def _plain(name: str, node: Node | int, tensors: list[Tensor]) -> Tensor:
     if not isinstance(node, int):
         raise FileError(f"manifest: constant {name[:80]!a} must be a plain tensor")
     return tensors[node]
-
-
-def _line(error: BaseException) -> str:
-    """Returns an error's message as one line of bounded length."""
-    text = " ".join(str(error).split())
-    return text[:400] or type(error).__name__
