@@ -59,4 +59,6 @@ class Budget:
             raise BudgetError(f"size = {self.size!r}; write it in bytes, or as '1 MB', '300 kB' or '0.1x'")
         if size < 1:
             raise BudgetError(f"size = {self.size!r} leaves no room for any file")
+        if size >= 2**63:
+            raise BudgetError(f"size = {self.size!r} is larger than any file; write it as '1 MB', '300 kB' or '0.1x'")
         return int(size)

@@ -44,11 +44,15 @@ class Logits:
             target: class indices, (batch, ...); may be None when `weight` is 1.
 
         Raises:
-            DataError: if the shapes differ or the target is missing.
+            DataError: if the shapes differ, the batch is empty, or the target is missing.
         """
         if student.shape != teacher.shape:
             raise DataError(
                 f"student gives {tuple(student.shape)}, teacher {tuple(teacher.shape)}: the logits must match"
+            )
+        if student.ndim < 2 or not student.numel():
+            raise DataError(
+                f"logits of shape {tuple(student.shape)}: they must be (batch, classes, ...), none of them 0"
             )
         if target is None and self.weight < 1:
             raise DataError("distillation with weight < 1 needs targets besides the teacher's logits")

@@ -30,6 +30,10 @@ class Float16(WeightMethod):
 
     form: Literal["float16", "bfloat16"] = "float16"
 
+    def __post_init__(self) -> None:
+        if self.form not in DTYPES:
+            raise MethodError(f"{NAME}: no form '{self.form}'; there are {', '.join(DTYPES)}")
+
     def pack(self, weight: Tensor, stats: object = None, prior: Packed | None = None) -> Packed:
         """Packs to one part, `values`.
 

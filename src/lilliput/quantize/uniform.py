@@ -26,8 +26,8 @@ class Uniform(WeightMethod):
     (Jacob et al. 2018, arXiv 1712.05877). An exact zero always comes back as an exact zero.
 
     With `cell_mean`, a level stands where the mean of its weights lies, in units of the scale, instead of on the grid:
-    the conditional mean minimises the squared error of given cells (Lloyd 1982), and an entropy coder makes the uneven
-    use of the levels cheap.
+    the conditional mean minimises the squared error of given cells (Lloyd 1982), rows counted by their scale, and
+    an entropy coder makes the uneven use of the levels cheap.
 
     Attributes:
         bits: bits per code, 1 to 8.
@@ -53,6 +53,8 @@ class Uniform(WeightMethod):
     def __post_init__(self) -> None:
         check_range(NAME, "bits", self.bits, 1, 8)
         check_range(NAME, "group", self.group, 1, 2**31)
+        if self.per not in {"tensor", "row", "group"}:
+            raise MethodError(f"{NAME}: no per = '{self.per}'; there are tensor, row, group")
 
     def pack(self, weight: Tensor, stats: object = None, prior: Packed | None = None) -> Packed:
         """Packs to parts `codes` (int8 or uint8, dense), `scale`, and `zero` and `levels` where they are used.
@@ -73,8 +75,9 @@ class Uniform(WeightMethod):
     def _symmetric(self, work: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         if self.bits == 1:
             live = (work != 0).sum(1)
-            scale = work.abs().sum(1) / live.clamp(min=1)
-            return torch.sign(work).to(torch.int8), {"scale": scale}
+            # Summed in double: the sum of a row may be larger than any float32.
+            scale = work.abs().double().sum(1) / live.clamp(min=1)
+            return torch.sign(work).to(torch.int8), {"scale": scale.to(work.dtype)}
         top = 2 ** (self.bits - 1) - 1
         scale = (work.abs().amax(1) if work.numel() else work.new_zeros(len(work))) / top
         codes = torch.round(work / _divisor(scale)).clamp(-top, top)
@@ -92,16 +95,22 @@ class Uniform(WeightMethod):
         return codes.to(torch.uint8), {"scale": scale, "zero": zero.to(torch.uint8)}
 
     def _with_levels(self, packed: Packed, work: Tensor) -> Packed:
-        """Adds the mean of each cell in units of the scale, shared by all rows; the cell of exact zeros stays zero."""
+        """Adds the mean of each cell in units of the scale, shared by all rows; the cell of exact zeros stays zero.
+
+        A row's weights count by the square of its scale s, so that sum (w - s level)^2 over all rows is least.
+        """
         steps = centred(packed, (work.shape[0], work.shape[1])).flatten()
-        unit = (work / _divisor(packed.tensor("scale"))).flatten().double()
+        scale = packed.tensor("scale").double()
+        unit = (work.double() / _divisor(scale)).flatten()
+        share = (scale / scale.max().clamp(min=1e-300) if len(scale) else scale).square()
+        share = share.repeat_interleave(work.shape[1])
         lowest, count = level_range(packed)
         index = steps.long() - lowest
-        weight = torch.bincount(index, minlength=count)
+        weight = torch.bincount(index, weights=share, minlength=count)
         # bincount sums in order: the same bytes on every machine, unlike a parallel scatter.
-        total = torch.bincount(index, weights=unit, minlength=count)
+        total = torch.bincount(index, weights=unit * share, minlength=count)
         grid = torch.arange(lowest, lowest + count, dtype=torch.float64)
-        levels = torch.where(weight > 0, total / weight.clamp(min=1), grid)
+        levels = torch.where(weight > 0, total / torch.where(weight > 0, weight, 1), grid)
         if bool((work == 0).any()):
             levels[-lowest] = 0
         return packed.with_parts(levels=levels.to(work.dtype))
@@ -111,7 +120,7 @@ class Uniform(WeightMethod):
         """Returns (codes - zero) * scale, or levels[codes - zero] * scale."""
         shape = packed.shape
         per, group = packed.settings.get("per"), packed.settings.get("group")
-        if per not in {"tensor", "row", "group"} or type(group) is not int or group < 0:
+        if per not in {"tensor", "row", "group"} or type(group) is not int or not 0 <= group <= 2**31:
             raise MethodError(f"{NAME}: unknown settings {dict(packed.settings)}")
         rows = rows_of(shape, str(per), group)
         packed.tensor("codes", shape=shape, integer=True)
@@ -183,6 +192,8 @@ def centred(packed: Packed, rows: tuple[int, int]) -> Tensor:
     if not affine:
         return wide
     zero = packed.tensor("zero", shape=rows[:1], integer=True)
+    if zero.dtype != torch.uint8:
+        raise MethodError(f"{NAME}: zero points of dtype {zero.dtype}")
     return wide - zero.to(torch.int16)[:, None]
 
 

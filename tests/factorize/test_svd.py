@@ -1,0 +1,111 @@
+"""Truncated SVD: Eckart and Young's equality, ranks, counts and refusals."""
+
+import pytest
+import torch
+
+from lilliput.core.errors import MethodError, NotWorthwhile
+from lilliput.core.packed import unpack
+from lilliput.factorize.svd import Svd, rank_for_energy
+from lilliput.testing.spread import decaying, gaussian
+
+
+def squared_error(method, weight):
+    return float((unpack(method.pack(weight)) - weight).square().sum())
+
+
+@pytest.mark.parametrize("rank", range(1, 13))
+@pytest.mark.parametrize("shape", [(12, 30), (30, 12), (12, 5, 3, 2)])
+def test_error_is_the_sum_of_the_squares_left_out(shape, rank):
+    weight = gaussian(*shape).double()
+    values = torch.linalg.svdvals(weight.reshape(shape[0], -1))
+    error = squared_error(Svd(rank=rank, force=True), weight)
+    assert error == pytest.approx(float(values[rank:].square().sum()), abs=1e-24, rel=1e-9)
+
+
+def test_no_other_factors_of_this_rank_do_better():
+    weight = gaussian(10, 12).double()
+    best = squared_error(Svd(rank=3, force=True), weight)
+    for seed in range(20):
+        left = gaussian(10, 3, seed=seed).double()
+        fitted = left @ torch.linalg.lstsq(left, weight).solution
+        assert float((fitted - weight).square().sum()) > best
+
+
+@pytest.mark.parametrize("rank", [1, 2, 5])
+def test_a_matrix_of_this_rank_is_recovered_exactly(rank):
+    weight = (gaussian(20, rank) @ gaussian(rank, 30, seed=1)).double()
+    assert torch.allclose(unpack(Svd(rank=rank).pack(weight)), weight, atol=1e-14)
+    assert Svd(rank=0, energy=1.0).pack(weight).parts["u"].shape == (20, rank)
+
+
+def test_count_and_balance():
+    packed = Svd(rank=4).pack(gaussian(20, 8, 3, 3))
+    u, v = packed.parts["u"], packed.parts["v"]
+    assert u.numel() + v.numel() == 4 * (20 + 72)
+    values = torch.linalg.svdvals(gaussian(20, 8, 3, 3).reshape(20, 72))[:4]
+    assert torch.allclose(u.T @ u, torch.diag(values), atol=1e-5)
+    assert torch.allclose(v @ v.T, torch.diag(values), atol=1e-5)
+
+
+def test_convolution_is_the_matrix_of_its_filters():
+    weight = gaussian(6, 4, 3, 3)
+    flat = unpack(Svd(rank=2).pack(weight.reshape(6, 36)))
+    assert torch.equal(unpack(Svd(rank=2).pack(weight)), flat.reshape(6, 4, 3, 3))
+
+
+def test_energy_rule():
+    values = torch.tensor([4.0, 2.0, 2.0, 1.0])  # squares 16, 4, 4, 1 of 25
+    assert [rank_for_energy(values, e) for e in (0.01, 0.64, 0.65, 0.8, 0.81, 0.96, 0.97, 1.0)] == [
+        1,
+        1,
+        2,
+        2,
+        3,
+        3,
+        4,
+        4,
+    ]
+    assert rank_for_energy(torch.zeros(3), 0.9) == 1
+    assert rank_for_energy(torch.zeros(0), 0.9) == 0
+
+
+@pytest.mark.parametrize("energy", [0.5, 0.9, 0.99])
+def test_energy_is_kept_by_the_fewest_values(energy):
+    weight = decaying(24, 32).double()
+    packed = Svd(energy=energy).pack(weight)
+    rank, total = packed.parts["u"].shape[1], float(weight.square().sum())
+    assert squared_error(Svd(rank=rank), weight) <= (1 - energy) * total
+    assert rank == 1 or squared_error(Svd(rank=rank - 1), weight) > (1 - energy) * total
+
+
+def test_not_worthwhile_beyond_the_break_even_rank():
+    """m n / (m + n) = 12 * 24 / 36 = 8."""
+    weight = gaussian(12, 24)
+    assert Svd(rank=8).pack(weight).parts["u"].shape == (12, 8)
+    with pytest.raises(NotWorthwhile, match="rank 9 of a 12 x 24 matrix holds 324 numbers, the weight 288"):
+        Svd(rank=9).pack(weight)
+    assert Svd(rank=9, force=True).pack(weight).parts["u"].shape == (12, 9)
+
+
+def test_vectors_are_refused():
+    with pytest.raises(MethodError, match="two or more axes"):
+        Svd(rank=1).pack(gaussian(12))
+
+
+def test_factors_from_nothing_are_refused():
+    """Rank 0 would declare a weight of 2^40 numbers in no bytes."""
+    packed = Svd(rank=1, force=True).pack(gaussian(4, 4))
+    from dataclasses import replace
+
+    huge = replace(packed, shape=(2**20, 2**20), parts={"u": torch.zeros(2**20, 0), "v": torch.zeros(0, 2**20)})
+    with pytest.raises(MethodError, match="factors"):
+        unpack(huge)
+
+
+def test_gradients_reach_both_factors():
+    packed = Svd(rank=2, force=True).pack(gaussian(5, 6))
+    u, v = (packed.parts[n].clone().requires_grad_() for n in "uv")
+    slope = gaussian(5, 6, seed=3)
+    (Svd.unpack(packed.with_parts(u=u, v=v)) * slope).sum().backward()
+    assert torch.allclose(u.grad, slope @ v.detach().T)
+    assert torch.allclose(v.grad, u.detach().T @ slope)
