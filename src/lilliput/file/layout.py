@@ -94,7 +94,7 @@ def check_shape(shape: object, what: str) -> tuple[int, ...]:
         raise FileError(f"{what}: a shape must be a list of at most {MAX_AXES} sizes")
     for size in shape:
         if type(size) is not int or not 0 <= size < 2**40:
-            raise FileError(f"{what}: {str(size)[:40]} is no size of an axis")
+            raise FileError(f"{what}: {ascii(size)[:40]} is no size of an axis")
     if math.prod(max(size, 1) for size in shape) >= 2**40:
         raise FileError(f"{what}: a shape of 2^40 elements or more takes the file beyond what any may hold")
     return tuple(shape)

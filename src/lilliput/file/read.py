@@ -46,7 +46,7 @@ def read(path: str | PathLike[str], max_bytes: int = layout.MAX_BYTES) -> Artifa
 
 def loads(data: bytes, max_bytes: int = layout.MAX_BYTES) -> Artifact:
     """Reads a file's bytes; see `read`."""
-    return _artifact(open_file(io.BytesIO(data), len(data)), max_bytes)
+    return _shown(lambda: _artifact(open_file(io.BytesIO(data), len(data)), max_bytes))
 
 
 def inspect(path: str | PathLike[str]) -> dict[str, Any]:
@@ -65,11 +65,20 @@ def _named(path: str | PathLike[str], function: Callable[[BinaryIO, int], Result
         if not stat.S_ISREG(status.st_mode):
             raise FileError("it is a folder or a device, not a file")
         with open(path, "rb") as file:
-            return function(file, os.fstat(file.fileno()).st_size)
+            length = os.fstat(file.fileno()).st_size
+            return _shown(lambda: function(file, length))
     except OSError as error:
         raise FileError(f"{os.fspath(path)}: can't be read: {error.strerror or error}") from None
     except FileError as error:
         raise FileError(f"{os.fspath(path)}: {error}") from error.__cause__
+
+
+def _shown(function: Callable[[], Result]) -> Result:
+    """Calls a function; whatever it quotes of the file when it refuses it can be shown."""
+    try:
+        return function()
+    except FileError as error:
+        raise FileError(one_line(error)) from error.__cause__
 
 
 def _artifact(opened: Opened, max_bytes: int) -> Artifact:
