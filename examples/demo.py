@@ -2,8 +2,8 @@
 
     python examples/demo.py [--out out] [--epochs 3 1] [--seed 0]
 
-The network is `fashion_cnn.py` with its checkpoint, the data Fashion-MNIST. The training loop is the user's own: Lilliput
-is four calls (`attach`, `advance`, `pack`, `load`) around it. Han, Mao and Dally 2016, arXiv 1510.00149.
+The network is `fashion_cnn.py` with its checkpoint, the data Fashion-MNIST. The training loop is the user's own:
+Lilliput is four calls (`attach`, `advance`, `pack`, `load`) around it. Han, Mao and Dally 2016, arXiv 1510.00149.
 """
 
 import argparse
@@ -37,14 +37,22 @@ schedule = {method = "prune/iterative", rounds = 8, until = 0.6}
 SHARE = """
 [[rule]]
 layers = "conv*"
-steps = [{method = "prune/magnitude", sparsity = 0.6}, {method = "share/kmeans", bits = 5}, {method = "quantize/float16"}]
+steps = [
+  {method = "prune/magnitude", sparsity = 0.6},
+  {method = "share/kmeans", bits = 5},
+  {method = "quantize/float16"},
+]
 
 [[rule]]
 layers = "vector"
 steps = [{method = "quantize/float16"}]
 
 [[rule]]
-steps = [{method = "prune/magnitude", sparsity = 0.94}, {method = "share/kmeans", bits = 4}, {method = "quantize/float16"}]
+steps = [
+  {method = "prune/magnitude", sparsity = 0.94},
+  {method = "share/kmeans", bits = 4},
+  {method = "quantize/float16"},
+]
 """
 
 
