@@ -3,8 +3,9 @@
     python benchmarks/lenet.py                # train what is missing and print the dense errors
 
 LeNet-300-100 and Caffe's LeNet-5 (20-50-500-10), as in Han et al. 2015 (arXiv 1506.02626, 1510.00149), whose dense
-errors are 1.64 % and 0.80 %. The recipes were chosen on the validation split; the last 10,000 training pictures are
-never trained on, so that they can decide about compression too.
+errors are 1.64 % and 0.80 %; these have 1.49 % and 0.66 % on test, the mean of seeds 0 to 2. The recipes were chosen
+on the validation split; the last 10,000 training pictures are never trained on, so that they can decide about
+compression too.
 """
 
 import os
@@ -16,10 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from real_data import MissingError, cache_directory, mnist
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
+
+from real_data import MissingError, cache_directory, mnist
 
 
 def lenet_300_100(dropout: float = 0.0) -> nn.Module:

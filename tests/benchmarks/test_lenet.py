@@ -2,9 +2,10 @@
 
 from dataclasses import replace
 
-import lenet
 import pytest
 import torch
+
+import lenet
 
 
 @pytest.mark.parametrize(

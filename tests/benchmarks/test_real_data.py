@@ -8,8 +8,9 @@ import zipfile
 
 import numpy as np
 import pytest
-import real_data
 import torch
+
+import real_data
 
 
 def wheel(files):

@@ -1,11 +1,12 @@
 """How the benchmarks score: rank correlation, pooling of embeddings, and the probe."""
 
 import pytest
-import real_models
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
+
+import real_models
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=3, max_size=20))

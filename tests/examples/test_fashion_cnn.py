@@ -1,8 +1,9 @@
 """The demo's network: what it is made of, and what its shipped checkpoint scores."""
 
+import torch
+
 import fashion_cnn
 import fashion_mnist
-import torch
 
 
 def test_takes_any_batch_and_gives_ten_scores(demo_model):

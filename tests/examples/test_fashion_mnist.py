@@ -5,12 +5,13 @@ import hashlib
 import struct
 import tracemalloc
 
-import fashion_mnist
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
+import fashion_mnist
 
 
 def idx(*shape, values=None, kind=8, zeros=0):
