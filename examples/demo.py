@@ -64,6 +64,7 @@ def train(model: nn.Module, epochs: int, rate: float, label: str) -> None:
     steps = epochs * len(data)
     slower = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     model.train()
+    model.get_submodule("drop1").p = model.get_submodule("drop2").p = 0.15  # fewer connections need less dropout
     step = 0
     for _ in range(epochs):
         for pictures, labels in track(data, label, transient=True):
@@ -100,7 +101,7 @@ def main() -> None:
     torch.manual_seed(options.seed)
     begun = time.perf_counter()
 
-    model = trained()
+    model = trained().to(memory_format=torch.channels_last)  # half the time on a CPU
     example = fashion_mnist.load("test")[0][:2]
     stages = [Stage("dense, fp32", sum(p.numel() * 4 for p in model.state_dict().values()), accuracy(model))]
 
