@@ -119,7 +119,7 @@ def test_default_optimizer_takes_every_trained_parameter_once():
     held = [id(p) for group in groups for p in group["params"]]
     assert sorted(held) == sorted({id(p) for p in model.parameters() if p.requires_grad})
     assert {id(p) for p in groups[2]["params"]} == {id(p) for p in new_parameters(model)}
-    assert groups[2]["lr"] == pytest.approx(1e-4)
+    assert groups[2]["lr"] == pytest.approx(3e-4)
     assert groups[1]["weight_decay"] == groups[2]["weight_decay"] == 0
 
 

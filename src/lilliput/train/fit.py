@@ -47,7 +47,7 @@ class FitOptions:
     """
 
     learning_rate: float = 1e-3
-    shared_rate: float = 0.1
+    shared_rate: float = 0.3
     weight_decay: float = 0.01
     clip: float | None = None
     seed: int = 0
@@ -130,22 +130,8 @@ def fit(
     if epochs < 1:
         raise DataError(f"epochs = {epochs} must be at least 1")
     training = _Training(model, epochs, loss, optimizer, teacher, options)
-    modes = [(module, module.training) for net in (model, teacher) if net is not None for module in net.modules()]
-    try:
-        with preserved(), training.shown() as step_done:
-            model.train()
-            if teacher is not None:
-                teacher.eval()
-            training.resume()
-            while training.position.epoch < epochs:
-                for batch in training.batches(data):
-                    training.step(batch)
-                    step_done()
-                training.end_epoch()
-            advance(training.inner, 1.0)
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with preserved(model, teacher):
+        training.run(data)
     return training.position.losses
 
 
@@ -170,6 +156,20 @@ class _Training:
         self.device = next((p.device for p in self.inner.parameters()), torch.device("cpu"))
         self.position = Position(0, 0, 0, 0, 0.0, [])
         _follow(self.optimizer, [], new_parameters(self.inner))
+
+    def run(self, data: Iterable[Any]) -> None:
+        """Trains from the checkpoint, if there is one, to the end."""
+        self.model.train()
+        if self.teacher is not None:
+            self.teacher.eval()
+        self.resume()
+        with self.shown() as step_done:
+            while self.position.epoch < self.epochs:
+                for batch in self.batches(data):
+                    self.step(batch)
+                    step_done()
+                self.end_epoch()
+        advance(self.inner, 1.0)
 
     def resume(self) -> None:
         """Goes on from the checkpoint, if there is one."""

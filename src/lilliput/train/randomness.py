@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 
 def seed_step(seed: int, rank: int, epoch: int, batch: int, data: Any = None) -> None:
@@ -37,12 +38,15 @@ def seed_step(seed: int, rank: int, epoch: int, batch: int, data: Any = None) ->
 
 
 @contextmanager
-def preserved() -> Iterator[None]:
-    """Leaves the global generators of the CPU afterwards as they were before."""
+def preserved(*models: nn.Module | None) -> Iterator[None]:
+    """Leaves the CPU's global generators, and whether modules train, afterwards as they were before."""
+    modes = [(module, module.training) for model in models if model is not None for module in model.modules()]
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()
     try:
         yield
     finally:
+        for module, mode in modes:
+            module.training = mode
         torch.set_rng_state(states[0])
         random.setstate(states[1])
         np.random.set_state(states[2])
