@@ -61,12 +61,13 @@ def encode(array: np.ndarray) -> tuple[str, bytes]:
     costs = {name: coding.cost(array) for name, coding in codings().items()}
     exact = {name: cost for name, cost in costs.items() if codings()[name].cost_is_exact}
     best = min(exact, key=lambda name: exact[name])
-    found: list[tuple[int, str, bytes]] = []
-    for name, cost in costs.items():
-        wanted = name == best if name in exact else cost < WORTHWHILE * exact[best]
-        data = codings()[name].encode(array) if wanted else None
+    found = []
+    for name in costs.keys() - exact.keys():
+        data = codings()[name].encode(array) if costs[name] < WORTHWHILE * exact[best] else None
         if data is not None:
             found.append((len(data), name, data))
+    if not found or (exact[best], best) < min(found)[:2]:
+        return best, codings()[best].encode(array) or b""
     _, name, data = min(found)
     return name, data
 

@@ -40,8 +40,8 @@ class Csc:
         """
         rows = shape[0] if shape else 1
         columns = integers.numel(shape[1:])
-        matrix = compressed_rows.decode(memoryview(data), columns, rows, dtype)
-        return integers.finish(np.ascontiguousarray(matrix.T), shape, dtype)
+        flat = compressed_rows.decode(memoryview(data), columns, rows, dtype, transposed=True)
+        return integers.finish(flat, shape, dtype)
 
 
 def _matrix(array: np.ndarray) -> np.ndarray:

@@ -38,8 +38,7 @@ class Csr:
         """
         rows = shape[0] if shape else 1
         columns = integers.numel(shape[1:])
-        matrix = compressed_rows.decode(memoryview(data), rows, columns, dtype)
-        return integers.finish(matrix, shape, dtype)
+        return integers.finish(compressed_rows.decode(memoryview(data), rows, columns, dtype), shape, dtype)
 
 
 def _matrix(array: np.ndarray) -> np.ndarray:

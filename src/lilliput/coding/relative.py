@@ -7,7 +7,7 @@ import numpy as np
 
 from lilliput.coding.bitpack import Bitpack
 from lilliput.coding.huffman import Huffman
-from lilliput.coding.parts import integers, varint
+from lilliput.coding.parts import alphabet, integers, varint
 from lilliput.core.errors import FileError
 
 WIDTHS = range(2, 9)
@@ -22,7 +22,8 @@ class Relative:
 
     Each entry is a gap of p bits, the number of zeros since the entry before, and a value. A run of g zeros takes
     floor(g / 2^p) fillers, entries of value 0 with the gap 2^p - 1. Zeros behind the last non-zero aren't stored. Gaps
-    and values are two streams, each bit-packed or Huffman coded, whichever is smaller; p is chosen from 2 to 8.
+    and values are two streams, each bit-packed or Huffman coded, whichever is smaller; p is chosen from 2 to 8 by the
+    streams' entropies.
 
     Payload: number of entries (varint), p (1 byte), coding of the gaps and of the values (4 bits each of a byte),
     number of bytes of the gaps (varint), gaps, values.
@@ -40,14 +41,15 @@ class Relative:
         flat = integers.as_integers(array).reshape(-1)
         if 2 * np.count_nonzero(flat) > flat.size or flat.size == 0:
             return None
-        return min((_encode(*entries(flat, width), width) for width in WIDTHS), key=len)
+        width = best_width(flat)
+        return _encode(*entries(flat, width), width)
 
     def cost(self, array: np.ndarray) -> int:
         """Bytes that `encode` writes, exactly; `1 << 62` where it doesn't."""
         flat = integers.as_integers(array).reshape(-1)
         if 2 * np.count_nonzero(flat) > flat.size or flat.size == 0:
             return 1 << 62
-        return min(_cost(*entries(flat, width)) for width in WIDTHS)
+        return _cost(*entries(flat, best_width(flat)))
 
     def decode(self, data: bytes | memoryview, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         """The array of `shape` and `dtype`.
@@ -104,6 +106,23 @@ def entries(flat: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
     gaps[ends - 1] = zeros & ((1 << width) - 1)
     values[ends - 1] = flat[positions]
     return gaps, values
+
+
+def best_width(flat: np.ndarray) -> int:
+    """The width of a gap for which packed gaps or their entropy, and the values' entropy, add up to the least."""
+    positions = np.flatnonzero(flat)
+    if positions.size == 0:
+        return WIDTHS[0]
+    zeros = np.diff(positions, prepend=-1) - 1
+    values = alphabet.of_array(flat[positions]).counts
+    totals = []
+    for width in WIDTHS:
+        fillers = int((zeros >> width).sum())
+        gaps = np.bincount(zeros & ((1 << width) - 1), minlength=1 << width)
+        gaps[-1] += fillers
+        gap_bits = min(alphabet.entropy(gaps), float(width * gaps.sum()))
+        totals.append(gap_bits + alphabet.entropy(np.append(values, fillers)))
+    return WIDTHS[int(np.argmin(totals))]
 
 
 def expected_fillers(density: float, width: int) -> float:

@@ -65,8 +65,8 @@ def encode(matrix: np.ndarray) -> bytes:
     )
 
 
-def decode(data: memoryview, rows: int, columns: int, dtype: np.dtype) -> np.ndarray:
-    """The matrix, of the storage dtype.
+def decode(data: memoryview, rows: int, columns: int, dtype: np.dtype, *, transposed: bool = False) -> np.ndarray:
+    """The elements of the matrix, or of its transpose, as a flat array of the storage dtype.
 
     Raises:
         FileError: sizes that don't fit, row starts that fall, columns that don't rise within a row, a zero among the
@@ -87,7 +87,7 @@ def decode(data: memoryview, rows: int, columns: int, dtype: np.dtype) -> np.nda
     if rows * columns == 0 or (entries == 0 and (low or width)):
         raise FileError("a compressed matrix is empty, or has a value range without values")
     if entries == 0:
-        return np.zeros((rows, columns), stored)
+        return np.zeros(rows * columns, stored)
     body = data[start + 1 :]
     integers.check_range(low, low, dtype)
     above = np.empty(entries, f"u{stored.itemsize}")
@@ -102,8 +102,8 @@ def decode(data: memoryview, rows: int, columns: int, dtype: np.dtype) -> np.nda
     out = np.zeros(rows * columns, stored)
     integers.check_range(low, low + int(above.max()), dtype)
     above += np.array(low, np.int64).astype(above.dtype)  # modulo 2^bits: the range has been checked
-    position = np.repeat(np.arange(rows) * columns, counts) + column
-    if int(column.max()) >= columns or (np.diff(position) <= 0).any() or not above.all():
+    row = np.repeat(np.arange(rows), counts)
+    if int(column.max()) >= columns or (np.diff(row * columns + column) <= 0).any() or not above.all():
         raise FileError("a compressed matrix has columns that don't rise within a row, or a zero entry")
-    out[position] = above.view(stored)
-    return out.reshape(rows, columns)
+    out[column * rows + row if transposed else row * columns + column] = above.view(stored)
+    return out

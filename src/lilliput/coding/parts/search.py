@@ -102,7 +102,7 @@ def map_prices(current: np.ndarray, width: int, middle: int, *, first: bool) -> 
 
 def assign(costs: np.ndarray, map_price: np.ndarray) -> np.ndarray:
     """The cheapest level of each index, or the single cheapest level of all where a map doesn't pay."""
-    chosen = (costs + np.rint(map_price * PRICE)).argmin(axis=1).astype(np.uint8)
+    chosen: np.ndarray = (costs + np.rint(map_price * PRICE)).argmin(axis=1).astype(np.uint8)
     with_map = int(np.take_along_axis(costs, chosen[:, None].astype(np.intp), axis=1).sum())
     with_map += PRICE * levels.size(chosen - chosen.min())
     sums = costs.sum(axis=0)

@@ -49,10 +49,10 @@ class Layout:
         first, last = start // width, -(-stop // width)
         if width <= stop - start:
             block = (self.rows[first:last, None] + self.columns).reshape(-1)
-            return block[start - first * width : stop - first * width]
+            found: np.ndarray = block[start - first * width : stop - first * width]
+            return found
         pieces = [self.columns[max(start - r * width, 0) : stop - r * width] + self.rows[r] for r in range(first, last)]
-        found: np.ndarray = np.concatenate(pieces)
-        return found
+        return np.concatenate(pieces)
 
 
 def encode(symbols: np.ndarray, layout: Layout) -> bytes:
@@ -203,7 +203,7 @@ def _decode_few(states: np.ndarray, words: np.ndarray, layout: Layout, values: n
     size, counts = layout.frequencies.shape[1], layout.frequencies.reshape(-1)
     frequency, first = counts.tolist(), (np.cumsum(counts) - counts).tolist()  # slots of all levels, one behind another
     columns_at = (layout.columns.astype(np.int64) << layout.precision).tolist()
-    x, stream, at, lane = states.tolist(), memoryview(words.astype(np.uint16)), 0, 0
+    x, stream, at, lane = states.tolist(), memoryview(words.astype(np.uint16).tobytes()).cast("H"), 0, 0
     for row, level in enumerate(layout.rows.tolist()):
         line = []
         for offset in columns_at:
