@@ -15,6 +15,7 @@ from lilliput.file import write
 from lilliput.file.artifact import Artifact
 from lilliput.run.load import fill
 from lilliput.train.attach import plain_copy
+from lilliput.train.compress import Draft as Making
 from lilliput.train.compress import compress, errors
 
 
@@ -25,10 +26,12 @@ class Frame:
     Attributes:
         model: a copy of the user's model with the folded weights, in eval mode.
         empty: what an empty recipe makes of it: graph, constants and facts.
+        example: one input, or None.
     """
 
     model: nn.Module
     empty: Artifact
+    example: Any = None
 
     @classmethod
     def of(cls, model: nn.Module, example: Any = None) -> Frame:
@@ -38,8 +41,9 @@ class Frame:
             model: the user's; it is not changed.
             example: one input, or None: the file then holds no graph, and no BatchNorm is folded.
         """
-        empty = compress(model, Recipe(), example=example)
-        return cls(fill(plain_copy(model), empty).requires_grad_(False), empty)
+        # Dead channels go once the weights are packed: which are dead depends on the recipe.
+        empty = compress(model, Recipe(), example=example, remove_dead=False)
+        return cls(fill(plain_copy(model), empty).requires_grad_(False), empty, example)
 
     @property
     def weights(self) -> list[Weight]:
@@ -52,7 +56,7 @@ class Frame:
         return int(self.empty.facts["original"])
 
     def artifact(self, recipe: Recipe, packed: Mapping[str, Packed | Tensor]) -> Artifact:
-        """Returns what `compress` makes by a recipe.
+        """Returns what `compress` makes by a recipe, dead channels still in it: nothing is traced for that.
 
         Args:
             recipe: what was done.
@@ -61,8 +65,16 @@ class Frame:
         facts = {**self.empty.facts, "error": errors(self.weights, {**self.empty.weights, **packed})}
         return replace(self.empty, weights={**self.empty.weights, **packed}, recipe=recipe, facts=facts)
 
+    def finished(self, artifact: Artifact) -> Artifact:
+        """Returns exactly what `compress` makes by the recipe of an artifact of this frame: traced anew, and cut."""
+        facts = {key: value for key, value in artifact.facts.items() if key not in {"error", "notes"}}
+        notes = {key: text for key, text in artifact.facts.get("notes", {}).items() if key != "graph"}
+        work = plain_copy(self.model)
+        making = Making(work, artifact.recipe, dict(artifact.weights), facts, notes)
+        return making.finished(self.example, remove_dead=True)
+
     def compressed(self, artifact: Artifact) -> nn.Module:
-        """Returns a copy of the user's model that holds an artifact's weights."""
+        """Returns a copy of the user's model that holds an artifact's weights, cut where the artifact is."""
         return fill(plain_copy(self.model), artifact)
 
 

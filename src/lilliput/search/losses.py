@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
+from lilliput.core.packed import unpack
 from lilliput.observe.divergence import Measure
 from lilliput.observe.sensitivity import Progress, Trial, interpolated, sensitivity
 from lilliput.search.space import Item, Space
@@ -16,6 +19,13 @@ FIRST = (0.1, 0.01, 0.001)
 
 BROKEN = 1e6
 """Stands for an infinite loss: a setting whose outputs aren't finite, to be chosen only where there is no other."""
+
+
+Table = list[list[float]]
+"""The loss of each setting of each item."""
+
+Guide = Callable[[], Table]
+"""What a knapsack goes by, as it is known at the time."""
 
 
 @dataclass(eq=False)
@@ -29,7 +39,7 @@ class WeightErrors:
     space: Space
     unit = "relative weight error"
 
-    def table(self) -> list[list[float]]:
+    def table(self) -> Table:
         """Returns the loss of each setting of each item."""
         return [[candidate.error for candidate in item.candidates] for item in self.space.items]
 
@@ -37,12 +47,20 @@ class WeightErrors:
         """Whether anything was learnt about these settings; never."""
         return False
 
+    def guides(self) -> tuple[Guide, ...]:
+        """Returns what plans may go by."""
+        return (self.table,)
+
+    def whole(self, chosen: Sequence[int]) -> float:
+        """Returns the loss of a whole plan."""
+        return sum(item.candidates[place].error for item, place in zip(self.space.items, chosen))
+
 
 @dataclass(eq=False)
 class OutputErrors:
     """With data: how far the outputs are from the uncompressed model's with one layer compressed.
 
-    Losses of different layers are added, which holds as long as they are small.
+    Losses of different layers are added, which holds as long as they are small; whole plans are measured too.
 
     Attributes:
         space: what can be chosen.
@@ -59,13 +77,14 @@ class OutputErrors:
     measure: Measure | None = None
     progress: Progress | None = None
     measured: list[dict[int, float]] = field(default_factory=list)
+    _wholes: dict[tuple[int, ...], float] = field(default_factory=dict)
     unit = "loss"
 
     def __post_init__(self) -> None:
         self.measured = [{} for _ in self.space.items]
         self._measure((i, place) for i, item in enumerate(self.space.items) for place in first_settings(item))
 
-    def table(self) -> list[list[float]]:
+    def table(self) -> Table:
         """Returns the loss of each setting of each item."""
         return [
             interpolated([candidate.error for candidate in item.candidates], known)
@@ -82,6 +101,32 @@ class OutputErrors:
         self._measure(missing[: max(left, 0)])
         return bool(missing[: max(left, 0)])
 
+    def guides(self) -> tuple[Guide, ...]:
+        """Returns what plans may go by: the losses, the weight errors, and the geometric mean of both."""
+        errors = WeightErrors(self.space).table
+
+        def between() -> Table:
+            pairs = zip(self.table(), errors())
+            return [[math.sqrt(max(a, 0.0) * b) for a, b in zip(*pair)] for pair in pairs]
+
+        return self.table, errors, between
+
+    def whole(self, chosen: Sequence[int]) -> float:
+        """Measures the loss of a whole plan."""
+        chosen = tuple(chosen)
+        if chosen not in self._wholes:
+            names = tuple(weight.name for item in self.space.items for weight in item.weights)
+
+            def values() -> dict[str, Tensor]:
+                return {name: unpack(form) for name, form in self.space.packed(chosen).items()}
+
+            self._wholes[chosen] = self._sensitivity([Trial(names, values)])[0]
+        return self._wholes[chosen]
+
+    def _sensitivity(self, trials: list[Trial]) -> list[float]:
+        model = self.space.frame.model
+        return sensitivity(model, trials, self.batches, measure=self.measure, progress=self.progress)
+
     def _unknown(self, number: int, place: int) -> bool:
         return place not in self.measured[number] and self.space.items[number].candidates[place].error > 0
 
@@ -90,8 +135,7 @@ class OutputErrors:
         if not pairs:
             return
         trials = [self._trial(self.space.items[i], place) for i, place in pairs]
-        model = self.space.frame.model
-        found = sensitivity(model, trials, self.batches, measure=self.measure, progress=self.progress)
+        found = self._sensitivity(trials)
         for (i, place), loss in zip(pairs, found):
             self.measured[i][place] = min(loss, BROKEN) if not math.isnan(loss) else BROKEN
 

@@ -77,10 +77,6 @@ class Space:
             items.append(Item(vectors, shared_candidates([w.parameter for w in vectors]), vectors=True))
         return cls(frame, tuple(items))
 
-    def bytes(self, chosen: Sequence[int]) -> int:
-        """Returns what the coder writes for all weights, the file's frame aside."""
-        return sum(item.candidates[place].bytes for item, place in zip(self.items, chosen))
-
     def forms(self, item: Item, place: int) -> dict[str, Packed | Tensor]:
         """Returns an item's weights packed by one of its settings, by name; they are kept."""
         packed = {}
