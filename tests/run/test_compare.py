@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import nn
 
+from lilliput.core.cut import Cut
 from lilliput.core.errors import DataError, ModelError
 from lilliput.core.recipe import Recipe, Rule
 from lilliput.file.artifact import Artifact
 from lilliput.quantize.uniform import Uniform
-from lilliput.run.compare import as_packed, compare, example_of
+from lilliput.run.compare import compare, cut, example_of, folded
 from lilliput.train.compress import compress
 
 
@@ -149,9 +150,17 @@ def test_what_cannot_be_folded_is_said():
     model = nn.Linear(3, 2)
     artifact = replace(kept(model), facts={"folded": 1})
     notes = []
-    as_packed(artifact, model, notes=notes)
+    folded(artifact, model, notes=notes)
     assert len(notes) == 1
     assert "folded" in notes[0]
+
+
+def test_of_a_cut_weight_what_was_kept_is_compared():
+    model = nn.Linear(3, 4)
+    cuts = (Cut("weight", 0, (0, 2), 4), Cut("weight", 1, (1,), 3), Cut("bias", 0, (0, 2), 4))
+    state = cut(replace(kept(model), cuts=cuts), model)
+    assert torch.equal(state["weight"], model.weight[[0, 2]][:, [1]])
+    assert torch.equal(state["bias"], model.bias[[0, 2]])
 
 
 def test_an_artifact_without_weights_of_the_model_is_refused():

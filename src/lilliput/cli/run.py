@@ -111,17 +111,17 @@ def _write(path: Path, outputs: dict[str, Any]) -> None:
 
     import torch
 
-    from lilliput.file.atomic import write_bytes
+    from lilliput.file.atomic import write_pieces
 
     tensors = {name: tensor.detach().contiguous() for name, tensor in outputs.items()}
     if path.suffix == ".safetensors":
         from safetensors.torch import save
 
-        write_bytes(path, save({name: tensor.clone() for name, tensor in tensors.items()}))
+        write_pieces(path, (save({name: tensor.clone() for name, tensor in tensors.items()}),))
         return
     import numpy
 
     buffer = io.BytesIO()
     arrays = {name: (t.float() if t.dtype is torch.bfloat16 else t).numpy() for name, t in tensors.items()}
     numpy.savez(buffer, **arrays)
-    write_bytes(path, buffer.getvalue())
+    write_pieces(path, (buffer.getvalue(),))

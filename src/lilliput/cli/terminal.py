@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lilliput.core.errors import LilliputError
+from lilliput.report.text import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -21,11 +22,6 @@ MOST = 1000
 
 class UsageError(LilliputError):
     """Options that can't be understood, or don't go together; the exit code is 2."""
-
-
-def printable(text: str) -> str:
-    """Replaces what a terminal might take for a command: names may come from a stranger's file."""
-    return "".join(char if char.isprintable() else "\ufffd" for char in text)
 
 
 def complain(message: object, kind: str = "error") -> None:

@@ -1,33 +1,68 @@
-"""Writes bytes beside its target and renames it, so that it appears whole or not at all."""
+"""Writes a file so that it appears whole under its name, or not at all."""
 
 from __future__ import annotations
 
 import os
+import secrets
+import stat
+from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lilliput.core.errors import FileError
-from lilliput.file.write import _check_target, _write_beside
+
+if TYPE_CHECKING:
+    from lilliput.file.leaf import View
 
 
 def write_text(path: str | PathLike[str], text: str) -> int:
-    """Writes UTF-8 text atomically; see `write_bytes`."""
-    return write_bytes(path, text.encode("utf-8", "replace"))
+    """Writes text in UTF-8; see `write_pieces`."""
+    return write_pieces(path, (text.encode("utf-8", "replace"),))
 
 
-def write_bytes(path: str | PathLike[str], data: bytes) -> int:
+def write_pieces(path: str | PathLike[str], pieces: Iterable[bytes | View]) -> int:
     """Writes bytes atomically; what was there is replaced once the new ones are safe on the disk.
+
+    Args:
+        path: the file.
+        pieces: its bytes, in order.
 
     Returns:
         The size in bytes.
 
     Raises:
-        FileError: the file can't be written (the disk is full, the folder is missing); nothing is left behind then.
+        FileError: the file can't be written (the disk is full, the folder is missing or read-only); nothing is left
+            behind then.
     """
     target = Path(os.path.realpath(path))
     try:
         _check_target(target)
-        _write_beside(target, (data,))
+        return _write_beside(target, pieces)
     except OSError as error:
         raise FileError(f"{os.fspath(path)}: can't be written: {error.strerror or error}; nothing was left") from None
-    return len(data)
+
+
+def _check_target(target: Path) -> None:
+    if not target.parent.is_dir():
+        raise FileNotFoundError(2, f"the folder {target.parent} doesn't exist")
+    if target.exists() and not stat.S_ISREG(target.stat().st_mode):
+        raise IsADirectoryError(21, "it is a folder or a device, not a file")
+
+
+def _write_beside(target: Path, pieces: Iterable[bytes | View]) -> int:
+    """Writes to a new file in the same folder, and renames it once its bytes are on the disk."""
+    beside = target.with_name(f".lilliput-{secrets.token_hex(8)}.part")
+    handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            size = sum(file.write(piece) for piece in pieces)
+            file.flush()
+            os.fsync(file.fileno())
+        if target.exists():
+            beside.chmod(stat.S_IMODE(target.stat().st_mode))
+        beside.replace(target)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    return size

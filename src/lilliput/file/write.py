@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import secrets
-import stat
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 from typing import Any, Literal
 
 from lilliput.core.errors import FileError
 from lilliput.file import header, layout, manifest
 from lilliput.file.artifact import Artifact
+from lilliput.file.atomic import write_pieces
 from lilliput.file.header import Range
 from lilliput.file.leaf import Leaf, Leaves, View
 
@@ -72,13 +69,7 @@ def write(artifact: Artifact, path: str | PathLike[str], form: Form = "auto") ->
             is missing or read-only); nothing is left behind then.
     """
     planned = plan(artifact, form)
-    target = Path(os.path.realpath(path))
-    try:
-        _check_target(target)
-        _write_beside(target, planned.sealed())
-    except OSError as error:
-        raise FileError(f"{os.fspath(path)}: can't be written: {error.strerror or error}; nothing was left") from None
-    return planned.size
+    return write_pieces(path, planned.sealed())
 
 
 def dumps(artifact: Artifact, form: Form = "auto") -> bytes:
@@ -177,28 +168,3 @@ def _lay_out(artifact: Artifact, leaves: tuple[Leaf, ...], named: bool) -> Layou
     if len({r.name for r in ranges}) != len(ranges):
         raise FileError("two tensors of the file have the same name: a weight is called like a part of another")
     return Layout(header.build(ranges), (*(leaf.data for leaf in apart), *streams, table), leaves, named)
-
-
-def _check_target(target: Path) -> None:
-    if not target.parent.is_dir():
-        raise FileNotFoundError(2, f"the folder {target.parent} doesn't exist")
-    if target.exists() and not stat.S_ISREG(target.stat().st_mode):
-        raise IsADirectoryError(21, "it is a folder or a device, not a file")
-
-
-def _write_beside(target: Path, pieces: tuple[View, ...]) -> None:
-    """Writes to a new file in the same folder, and renames it once its bytes are on the disk."""
-    beside = target.with_name(f".lilliput-{secrets.token_hex(8)}.part")
-    handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            for piece in pieces:
-                file.write(piece)
-            file.flush()
-            os.fsync(file.fileno())
-        if target.exists():
-            beside.chmod(stat.S_IMODE(target.stat().st_mode))
-        beside.replace(target)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise

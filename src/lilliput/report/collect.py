@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import fnmatch
 import functools
 import io
@@ -219,13 +220,11 @@ class Report:
         """The original's tensors in the form in which they were packed."""
         if self.original is None:
             return {}
-        from lilliput.run.compare import as_packed
+        from lilliput.run.compare import cut, folded
         from lilliput.run.load import fill
 
-        work = as_packed(self.artifact, self.original, notes=self.notes)
-        before = {name: tensor.detach().clone() for name, tensor in work.state_dict().items()}
-        fill(work, self.artifact)  # refuses another model's file
-        return before
+        fill(copy.deepcopy(self.original), self.artifact)  # refuses the file of another model
+        return cut(self.artifact, folded(self.artifact, self.original, notes=self.notes))
 
     def _layer(self, name: str, value: Packed | Tensor, told: _Told) -> Layer:
         entry, summary = self._file["weights"][name], self.summary

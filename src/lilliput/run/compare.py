@@ -117,9 +117,9 @@ def compare(artifact: Artifact, model: nn.Module, data: Iterable[Any] | None = N
     if isinstance(data, Tensor):
         data = [data]
     example = None if data is None else inputs_of(first(data))
-    original = as_packed(artifact, model, example, notes)
-    twin = fill(as_packed(artifact, model, example, []), artifact)
-    errors = _weight_errors(original, twin)
+    original = folded(artifact, model, example, notes)
+    twin = fill(copy.deepcopy(original), artifact)
+    errors = _weight_errors(original, twin, cut(artifact, original))
     outputs = None
     if data is not None:
         compressed = load(artifact) if artifact.graph is not None else twin
@@ -130,32 +130,39 @@ def compare(artifact: Artifact, model: nn.Module, data: Iterable[Any] | None = N
     return Comparison(outputs, tuple(shown), tuple(notes))
 
 
-def as_packed(artifact: Artifact, model: nn.Module, example: Any = None, notes: list[str] | None = None) -> nn.Module:
-    """Returns a copy of a model in the form in which its weights were packed: cut and folded as the file says.
+def folded(artifact: Artifact, model: nn.Module, example: Any = None, notes: list[str] | None = None) -> nn.Module:
+    """Returns a copy of a model in eval mode, its BatchNorms folded if the file's are.
 
     Args:
         artifact: the compressed network.
         model: the original; it is not changed.
-        example: an input for folding; by default one is made from the file's graph.
-        notes: a line is added here if the model couldn't be brought into that form.
+        example: an input to find the BatchNorms with; by default one is made from the file's graph.
+        notes: a line is added here if they couldn't be folded.
     """
     work = copy.deepcopy(model).eval()
-    if artifact.cuts:
-        from lilliput.graph.dead import apply_cuts
+    if not artifact.facts.get("folded"):
+        return work
+    from lilliput.graph.fold import fold
 
-        apply_cuts(work, artifact.cuts)
-    if artifact.facts.get("folded"):
-        from lilliput.graph.fold import fold
-
-        example = example_of(artifact) if example is None else example
-        try:
-            if example is None:
-                raise ModelError("there is neither data nor a graph to find the BatchNorms with")
-            fold(work, example)
-        except ModelError as error:
-            if notes is not None:
-                notes.append(f"the file's BatchNorms are folded, the original's are not: {error}")
+    example = example_of(artifact) if example is None else example
+    try:
+        if example is None:
+            raise ModelError("there is neither data nor a graph to find them with")
+        fold(work, example)
+    except ModelError as error:
+        if notes is not None:
+            notes.append(f"the file's BatchNorms are folded, the original's are not: {error}")
     return work
+
+
+def cut(artifact: Artifact, model: nn.Module) -> dict[str, Tensor]:
+    """Returns a model's tensors by name, of cut ones only what the file kept; the model is not changed."""
+    state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    for one in artifact.cuts:
+        tensor = state.get(one.parameter)
+        if tensor is not None and one.axis < tensor.ndim and tensor.shape[one.axis] == one.size:
+            state[one.parameter] = tensor.index_select(one.axis, torch.tensor(one.kept, dtype=torch.int64))
+    return state
 
 
 def example_of(artifact: Artifact) -> tuple[Any, ...] | dict[str, Any] | None:
@@ -182,13 +189,13 @@ def example_of(artifact: Artifact) -> tuple[Any, ...] | dict[str, Any] | None:
     return tuple(arguments.values()) if any(name.isdigit() for name in arguments) else arguments
 
 
-def _weight_errors(original: nn.Module, twin: nn.Module) -> list[LayerError]:
+def _weight_errors(original: nn.Module, twin: nn.Module, references: dict[str, Tensor]) -> list[LayerError]:
     errors = []
     for before, after in zip(weights(original), weights(twin), strict=True):
-        sums = _Sums()
-        same = before.parameter.shape == after.parameter.shape
+        sums, reference = _Sums(), references[before.name]
+        same = reference.shape == after.parameter.shape
         if same:
-            sums.add(after.parameter, before.parameter)
+            sums.add(after.parameter, reference)
         errors.append(LayerError(before.name, before.kind, sums.relative if same else None))
     return errors
 
@@ -211,7 +218,10 @@ class _Tape:
 def _run(
     original: nn.Module, twin: nn.Module, compressed: nn.Module, data: Iterable[Any]
 ) -> tuple[Outputs, dict[str, _Sums], dict[str, _Sums]]:
-    paths = list(dict.fromkeys(w.owners[0][0] for w in weights(original) if w.kind != "vector"))
+    # A layer that lost channels takes and gives other shapes than the original's.
+    pairs = zip(weights(original), weights(twin))
+    same = [one for one, two in pairs if one.kind != "vector" and one.parameter.shape == two.parameter.shape]
+    paths = list(dict.fromkeys(weight.owners[0][0] for weight in same))
     own: dict[str, _Sums] = {}
     total: dict[str, _Sums] = {}
     meter = _Meter()
