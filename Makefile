@@ -32,7 +32,7 @@ test: $(VENV)/installed-test ## Everything that checks: format, lint, types, imp
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
 
 SECONDS ?= 60
 fuzz: $(VENV)/installed-test ## Fuzz the loader: make fuzz SECONDS=600.

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from real_data import unpacked
-from real_models import MINILM
 from safetensors.torch import load_file
 from torch import Tensor
 
 from lilliput.core.native import extension
 from lilliput.solve import kmeans1d
+from real_data import unpacked
+from real_models import MINILM
 
 FC6 = 9216 * 4096
 SAMPLE = 300_000
