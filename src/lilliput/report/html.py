@@ -24,6 +24,8 @@ TONES = 6
 MOST_AREAS = 40
 MOST_ERRORS = 25
 REST = -1
+NOTABLE = 0.01
+"""Part of the file from which a bias or norm has a line of its own."""
 
 
 @dataclass(frozen=True)
@@ -84,12 +86,18 @@ def tones_of(layers: Sequence[Layer]) -> dict[str, int]:
     return {method: min(index, TONES - 2) for index, method in enumerate(order)} | {"kept": TONES - 1}
 
 
+def notable(layer: Layer) -> bool:
+    """Whether a layer is worth a line: not so the many biases, norms and buffers, unless the file is made of them."""
+    return len(layer.shape) >= 2 or layer.byte_share >= NOTABLE
+
+
 def _divided(layers: Sequence[Layer]) -> tuple[list[Layer], dict[str, Any]]:
-    """Layers worth a line each, and the sum of the small ones that stay as they are (biases, norms, buffers)."""
-    own = [layer for layer in layers if layer.method != "kept" or len(layer.shape) >= 2]
-    small = [layer for layer in layers if not (layer.method != "kept" or len(layer.shape) >= 2)]
+    """Layers worth a line each, and the sum of the others."""
+    own = [layer for layer in layers if notable(layer)]
+    small = [layer for layer in layers if not notable(layer)]
     rest = {
         "count": len(small),
+        "methods": list(dict.fromkeys(layer.method for layer in small)),
         "parameters": sum(layer.parameters for layer in small),
         "bytes": sum(layer.bytes for layer in small),
         "parameter_share": sum(layer.parameter_share for layer in small),
@@ -113,13 +121,18 @@ def _pictures(report: Report, tones: dict[str, int]) -> dict[str, Markup]:
     areas = _areas(report, tones)
     by_size = sorted(report.layers, key=lambda layer: -layer.parameters)
     big = by_size[:MOST_AREAS]
-    weights = [Item(la.name, la.parameters, text.percent(la.parameter_share), tones[la.method]) for la in big]
+    weights = [
+        Item(la.name.removesuffix(".weight"), la.parameters, text.percent(la.parameter_share), tones[la.method])
+        for la in big
+    ]
     others = sum(layer.parameters for layer in by_size[MOST_AREAS:])
     if others:
         weights.append(Item(f"{len(by_size) - MOST_AREAS} others", others, f"{others:,} numbers", REST))
     order = {item.label: index for index, item in enumerate(weights)}
     shares = sorted(areas, key=lambda item: (order.get(item.label, len(order)), -item.value))
-    worst = sorted((la for la in report.layers if la.error is not None), key=lambda la: -(la.error or 0))[:MOST_ERRORS]
+    worst = sorted(
+        (la for la in report.layers if la.error is not None and notable(la)), key=lambda la: -(la.error or 0)
+    )[:MOST_ERRORS]
     errors = [Item(la.name, la.error or 0, text.percent(la.error), tones[la.method]) for la in worst]
     made = {
         "map": charts.treemap(areas, "Where the bytes of the file are"),
@@ -134,7 +147,12 @@ def _pictures(report: Report, tones: dict[str, int]) -> dict[str, Markup]:
 def _areas(report: Report, tones: dict[str, int]) -> list[Item]:
     ordered = sorted(report.layers, key=lambda layer: -layer.bytes)
     items = [
-        Item(la.name, la.bytes, f"{text.size_text(la.bytes)}, {text.digits(la.bits)} bits each", tones[la.method])
+        Item(
+            la.name.removesuffix(".weight"),
+            la.bytes,
+            f"{text.size_text(la.bytes)}, {text.digits(la.bits)} bits each",
+            tones[la.method],
+        )
         for la in ordered[:MOST_AREAS]
     ]
     others = sum(layer.bytes for layer in ordered[MOST_AREAS:])
