@@ -10,15 +10,12 @@ from cyclopts import Parameter
 from lilliput.cli import parameters, terminal
 
 
-def compress(  # noqa: PLR0913 - each is an option
+def compress(
     model: parameters.Model,
     *,
     recipe: Annotated[str, Parameter(name=["--recipe", "-r"], help="A preset (see lilliput list), or a TOML file.")],
     output: parameters.Output,
-    weights: parameters.Weights = None,
-    data: parameters.Data = None,
-    input: parameters.Inputs = None,
-    evaluate: parameters.Evaluate = None,
+    given: parameters.Along = parameters.NOTHING,
     report: Annotated[Path | None, Parameter(help="Also write a report, .html or .json.")] = None,
     no_fold: Annotated[bool, Parameter(help="Keep BatchNorm as it is instead of folding it away.")] = False,
     json: parameters.Json = False,
@@ -31,15 +28,15 @@ def compress(  # noqa: PLR0913 - each is an option
     """
     from lilliput.cli import inputs, sources
 
-    terminal.check_outputs(output, report, sources=[weights, model.rpartition(":")[0], recipe])
+    terminal.check_outputs(output, report, sources=[given.weights, model.rpartition(":")[0], recipe])
     if report is not None:
         terminal.check_ending(report, ".html", ".json")
     wanted = sources.recipe_of(recipe)
-    example = inputs.inputs_of(input)
+    example = inputs.inputs_of(given.input)
     with terminal.working("loading the model"):
-        network = sources.model_of(model, weights)
-        batches = sources.data_of(data)
-        metric = sources.evaluate_of(evaluate)
+        network = sources.model_of(model, given.weights)
+        batches = sources.data_of(given.data)
+        metric = sources.evaluate_of(given.evaluate)
         sources.check_call(network, example, batches)
     _compress(network, wanted, output, example=example, batches=batches, metric=metric, fold=not no_fold)
     with terminal.working("writing the report"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -32,3 +33,17 @@ Inputs = Annotated[
     ),
 ]
 Output = Annotated[Path, Parameter(name=["--output", "-o"], help="The file to write; one that is there is replaced.")]
+
+
+@dataclass(frozen=True)
+class Around:
+    """What is given along with a model: its weights, an example of its inputs, data, and the user's metric."""
+
+    weights: Weights = None
+    data: Data = None
+    input: Inputs = None
+    evaluate: Evaluate = None
+
+
+Along = Annotated[Around, Parameter(name="*")]
+NOTHING = Around()

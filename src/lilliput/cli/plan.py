@@ -11,7 +11,7 @@ from lilliput.cli import parameters, terminal
 from lilliput.core.errors import BudgetError
 
 
-def plan(  # noqa: PLR0913 - each is an option
+def plan(
     model: parameters.Model,
     *,
     size: Annotated[
@@ -20,10 +20,7 @@ def plan(  # noqa: PLR0913 - each is an option
     max_drop: Annotated[
         float | None, Parameter(help="Largest drop of your metric, in its units; needs --evaluate.")
     ] = None,
-    weights: parameters.Weights = None,
-    data: parameters.Data = None,
-    input: parameters.Inputs = None,
-    evaluate: parameters.Evaluate = None,
+    given: parameters.Along = parameters.NOTHING,
     output: Annotated[
         Path | None, Parameter(name=["--output", "-o"], help="Where the recipe goes; stdout if not given.")
     ] = None,
@@ -41,15 +38,15 @@ def plan(  # noqa: PLR0913 - each is an option
 
     if size is None and max_drop is None:
         raise terminal.UsageError("give a budget: --size '1 MB', --max-drop 0.005, or both")
-    if max_drop is not None and evaluate is None:
+    if max_drop is not None and given.evaluate is None:
         raise terminal.UsageError("--max-drop needs --evaluate, which measures the drop")
     budget = _budget(size, max_drop)
-    terminal.check_outputs(output, sources=[weights, model.rpartition(":")[0]])
-    example = inputs.inputs_of(input)
+    terminal.check_outputs(output, sources=[given.weights, model.rpartition(":")[0]])
+    example = inputs.inputs_of(given.input)
     with terminal.working("loading the model"):
-        network = sources.model_of(model, weights)
-        batches = sources.data_of(data)
-        metric = sources.evaluate_of(evaluate)
+        network = sources.model_of(model, given.weights)
+        batches = sources.data_of(given.data)
+        metric = sources.evaluate_of(given.evaluate)
         sources.check_call(network, example, batches)
     with terminal.working("planning") as progress:
         recipe = lilliput.plan(network, budget, batches, metric, example=example, progress=progress)
