@@ -21,7 +21,7 @@ def test_a_treemap_fills_its_room_with_areas_proportional_to_values(values, widt
     assert len(boxes) == len(values)
     total = sum(values)
     for value, box in zip(values, boxes):
-        assert box.width * box.height == pytest.approx(value / total * width * height, rel=1e-6, abs=1e-6)
+        assert box.width * box.height / (width * height) == pytest.approx(value / total, rel=1e-9, abs=1e-9)
         assert box.x >= -1e-6
         assert box.y >= -1e-6
         assert box.x + box.width <= width * (1 + 1e-6)

@@ -15,6 +15,7 @@ from lilliput.prune.magnitude import Magnitude
 from lilliput.quantize.uniform import Uniform
 from lilliput.report.collect import Report
 from lilliput.report.facts import Stage, accuracy, number, record, stages_of
+from lilliput.report.html import render
 from lilliput.train.compress import compress
 
 
@@ -90,6 +91,24 @@ def test_kinds_come_from_the_graph_where_the_model_is_not_at_hand(saved):
     _, _, path = saved
     kinds = {layer.name: layer.kind for layer in Report(read(path), path=path).layers}
     assert (kinds["0.weight"], kinds["4.weight"], kinds["4.bias"]) == ("conv2d", "linear", "vector")
+
+
+def test_cuts_and_tied_weights_are_told():
+    model = network()
+    with torch.no_grad():
+        model[0].weight[2] = 0
+        model[1].bias[2] = -1
+    report = Report(compress(model, RECIPE, example=torch.rand(2, 1, 8, 8)), model)
+    told = report.to_dict()
+    assert {"parameter": "0.weight", "axis": 0, "size": 4, "kept": 3} in told["cuts"]
+    layer = next(layer for layer in report.layers if layer.name == "0.weight")
+    assert (layer.shape, layer.before.zeros) == ((3, 1, 3, 3), 0)
+    tied = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 5, bias=False))
+    tied[1].weight = tied[0].weight
+    report = compress(tied, Recipe.preset("int8")).report
+    assert report.to_dict()["aliases"] == {"1.weight": "0.weight"}
+    assert "also 1.weight" in render(report)
+    assert report.summary.parameters == 20
 
 
 def test_another_model_is_refused(saved):

@@ -11,6 +11,7 @@ from lilliput.core.cut import Cut
 from lilliput.core.errors import DataError, ModelError
 from lilliput.core.recipe import Recipe, Rule
 from lilliput.file.artifact import Artifact
+from lilliput.prune.sparse import Sparse
 from lilliput.quantize.uniform import Uniform
 from lilliput.run.compare import compare, cut, example_of, folded
 from lilliput.train.compress import compress
@@ -161,6 +162,25 @@ def test_of_a_cut_weight_what_was_kept_is_compared():
     state = cut(replace(kept(model), cuts=cuts), model)
     assert torch.equal(state["weight"], model.weight[[0, 2]][:, [1]])
     assert torch.equal(state["bias"], model.bias[[0, 2]])
+
+
+def test_a_network_that_lost_channels_is_compared_by_what_stayed():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 7), nn.ReLU(), nn.Linear(7, 4)).eval()
+    with torch.no_grad():
+        model[0].weight[3] = 0
+        model[0].bias[3] = 0
+    artifact = compress(model, Recipe((Rule("*", (Sparse(),)),)), example=torch.rand(2, 6))
+    assert tuple(artifact.weights["0.weight"].shape) == (7, 6)
+    found = compare(artifact, model, [torch.randn(9, 6)])
+    assert found.outputs.relative < 1e-6
+    assert {layer.name: (layer.weight, layer.output) for layer in found.layers} == {
+        "0.weight": (0, None),
+        "2.weight": (0, None),
+        "4.weight": (0, 0),
+    }
+    assert "2 layers lost channels" in found.notes[0]
+    assert model[0].out_features == 8
 
 
 def test_an_artifact_without_weights_of_the_model_is_refused():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -142,8 +143,9 @@ def squarify(values: Sequence[float], room: Box) -> list[Box]:
     """
     boxes: list[Box] = []
     left = list(values)
-    scale = room.width * room.height / (sum(left) or 1.0)
     while left:
+        # Anew in each round, so that what rounding left over goes to those that are still to come.
+        scale = room.width * room.height / (math.fsum(left) or 1.0)
         side = min(room.width, room.height)
         count = 1
         while count < len(left) and _worst(left[: count + 1], side, scale) <= _worst(left[:count], side, scale):

@@ -196,6 +196,8 @@ class Report:
             "stages": [asdict(stage) for stage in self.stages],
             "layers": layers,
             "kept": facts.notes(self.artifact.facts),
+            "cuts": self._file["cuts"],
+            "aliases": dict(self.artifact.aliases),
             "notes": self.notes,
             "recipe": self.recipe,
         }

@@ -63,6 +63,7 @@ def render(report: Report) -> str:
         rest=rest,
         kept=facts.notes(report.artifact.facts),
         notes=report.notes,
+        tied=_tied(report),
         recipe=report.recipe,
         version=lilliput.__version__,
         legend=_legend(report, tones),
@@ -104,6 +105,14 @@ def _divided(layers: Sequence[Layer]) -> tuple[list[Layer], dict[str, Any]]:
         "byte_share": sum(layer.byte_share for layer in small),
     }
     return own, rest
+
+
+def _tied(report: Report) -> dict[str, str]:
+    """Further names of tied weights, by the name under which each is stored."""
+    names: dict[str, list[str]] = {}
+    for alias, name in report.artifact.aliases.items():
+        names.setdefault(name, []).append(alias)
+    return {name: ", ".join(aliases) for name, aliases in names.items()}
 
 
 def _legend(report: Report, tones: dict[str, int]) -> list[Legend]:

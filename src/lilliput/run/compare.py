@@ -126,7 +126,10 @@ def compare(artifact: Artifact, model: nn.Module, data: Iterable[Any] | None = N
         outputs, own, total = _run(original, twin, compressed, data)
         errors = [_with_outputs(error, weight, own, total) for weight, error in zip(weights(original), errors)]
     shown = [error for error in errors if error.kind != "vector" or error.weight]
-    shown.sort(key=lambda error: -(error.output or 0.0) if outputs else -(error.weight or 0.0))
+    shown.sort(key=lambda error: -(error.weight or 0.0) if error.output is None else -error.output)
+    smaller = {one.parameter for one in artifact.cuts} & {error.name for error in shown}
+    if smaller and data is not None:
+        notes.append(f"{len(smaller)} layers lost channels: of them only the weights that stayed are compared")
     return Comparison(outputs, tuple(shown), tuple(notes))
 
 
