@@ -7,6 +7,7 @@ Lilliput is four calls (`attach`, `advance`, `pack`, `load`) around it. Han, Mao
 """
 
 import argparse
+import sys
 import time
 from pathlib import Path
 
@@ -15,8 +16,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from torch import nn
-from torch.nn import functional
+from torch import Tensor, nn
 
 import fashion_mnist
 import lilliput
@@ -24,6 +24,7 @@ from fashion_cnn import trained
 from lilliput.coding.bitpack import Bitpack
 from lilliput.coding.relative import entries
 from lilliput.core.packed import leaves
+from lilliput.distill.logits import Logits
 from lilliput.file.write import dumps, sizes
 from lilliput.report.collect import Report
 from lilliput.report.facts import Stage, record
@@ -31,18 +32,18 @@ from lilliput.report.facts import Stage, record
 PRUNE = """
 [[rule]]  # the convolutions are few and sensitive
 layers = "conv*"
-steps = [{method = "prune/magnitude", sparsity = 0.6}]
-schedule = {method = "prune/iterative", rounds = 8, until = 0.6}
+steps = [{method = "prune/magnitude", sparsity = 0.4}]
+schedule = {method = "prune/iterative", rounds = 8, until = 0.5}
 
 [[rule]]
-steps = [{method = "prune/magnitude", sparsity = 0.94}]
-schedule = {method = "prune/iterative", rounds = 8, until = 0.6}
+steps = [{method = "prune/magnitude", sparsity = 0.92}]
+schedule = {method = "prune/iterative", rounds = 8, until = 0.5}
 """
 SHARE = """
 [[rule]]
 layers = "conv*"
 steps = [
-  {method = "prune/magnitude", sparsity = 0.6},
+  {method = "prune/magnitude", sparsity = 0.4},
   {method = "share/kmeans", bits = 5},
   {method = "quantize/float16"},
 ]
@@ -53,7 +54,7 @@ steps = [{method = "quantize/float16"}]
 
 [[rule]]
 steps = [
-  {method = "prune/magnitude", sparsity = 0.94},
+  {method = "prune/magnitude", sparsity = 0.92},
   {method = "share/kmeans", bits = 4},
   {method = "quantize/float16"},
 ]
@@ -61,26 +62,31 @@ steps = [
 
 
 def train(model: nn.Module, epochs: int, rate: float, label: str) -> None:
-    """An ordinary training loop; `advance` lets the pruning schedule take its rounds."""
-    data = fashion_mnist.train()
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(parameters, rate)
-    steps = epochs * len(data)
-    slower = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    """An ordinary training loop; `advance` lets the pruning schedule take its rounds, the dense network teaches."""
+    pictures, labels = fashion_mnist.load("train")
+    taught, distillation = taught_by(trained(), pictures), Logits(temperature=3, weight=0.7)
+    optimizer = torch.optim.Adam((p for p in model.parameters() if p.requires_grad), rate)
+    batches = [batch for _ in range(epochs) for batch in torch.randperm(len(labels)).split(128)]
+    slower = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(batches))
     model.train()
     model.get_submodule("drop1").p = model.get_submodule("drop2").p = 0.15  # fewer connections need less dropout
-    step = 0
-    for _ in range(epochs):
-        for pictures, labels in track(data, label, transient=True):
-            lilliput.advance(model, step / steps)
-            loss = functional.cross_entropy(model(pictures), labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            slower.step()
-            step += 1
+    shown = track(batches, label, transient=True, disable=not sys.stderr.isatty(), console=Console(stderr=True))
+    for step, batch in enumerate(shown):
+        lilliput.advance(model, step / len(batches))
+        loss = distillation.loss(model(pictures[batch]), taught[batch], labels[batch])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        slower.step()
     lilliput.advance(model, 1.0)
     model.eval()
+
+
+@torch.no_grad()
+def taught_by(teacher: nn.Module, pictures: Tensor) -> Tensor:
+    """The dense network's logits for all pictures, once."""
+    teacher = teacher.to(memory_format=torch.channels_last)
+    return torch.cat([teacher(batch) for batch in pictures.split(500)])
 
 
 def uncoded(artifact: lilliput.Artifact) -> int:

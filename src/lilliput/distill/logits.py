@@ -23,6 +23,7 @@ class Logits:
         temperature: T > 0.
         weight: a, the part of the teacher's term, 0 to 1.
 
+    >>> import torch
     >>> z = torch.tensor([[1.0, 2.0]])
     >>> float(Logits(weight=1.0).loss(z, z, None))
     0.0
