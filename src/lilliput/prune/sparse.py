@@ -56,8 +56,12 @@ class Sparse(WeightMethod):
         alive = weight != 0 if alive is None else alive
         if not self.sparsity:
             return alive
-        scores = self.score(weight, stats).masked_fill(~alive, -torch.inf)
-        kept: Tensor = find("prune", self.pattern)().select(scores, self.sparsity)
+        pattern = find("prune", self.pattern)()
+        if bool(alive.all()):
+            del alive  # scores of a large weight take memory enough
+            everywhere: Tensor = pattern.select(self.score(weight, stats), self.sparsity)
+            return everywhere
+        kept: Tensor = pattern.select(self.score(weight, stats).masked_fill(~alive, -torch.inf), self.sparsity)
         return kept & alive
 
     def pack(self, weight: Tensor, stats: Any = None, prior: Packed | None = None) -> Packed:
@@ -76,7 +80,7 @@ class Sparse(WeightMethod):
     def fulfilled(self, prior: Packed) -> bool:
         """Whether an earlier mask already removes what this setting asks for: a mask is state, not recomputed."""
         mask = mask_of(prior)
-        return int(mask.sum()) <= kept_count(mask.numel(), self.sparsity)
+        return _set(mask) <= kept_count(mask.numel(), self.sparsity)
 
     def dense(self, packed: Packed) -> Packed:
         """Returns the form with zeros in their places."""
@@ -89,10 +93,10 @@ class Sparse(WeightMethod):
         if "mask" not in packed.parts:
             return packed.tensor("values", shape=packed.shape, integer=False).to(packed.dtype)
         mask = packed.tensor("mask", shape=packed.shape)
-        if mask.dtype != torch.bool or values.shape != (int(mask.sum()),):
-            raise MethodError(f"{NAME}: {tuple(values.shape)} values for {int(mask.sum())} places")
+        if mask.dtype != torch.bool or values.shape != (_set(mask),):
+            raise MethodError(f"{NAME}: {tuple(values.shape)} values for {_set(mask)} places")
         weight = torch.zeros(packed.shape, dtype=values.dtype, device=values.device)
-        return weight.masked_scatter(mask, values).to(packed.dtype)
+        return weight.masked_scatter_(mask, values).to(packed.dtype)
 
     @staticmethod
     def take(packed: Packed, axis: int, kept: Tensor) -> Packed:
@@ -102,7 +106,7 @@ class Sparse(WeightMethod):
             return replace(packed, shape=shape, parts={"values": take(packed.parts["values"], axis, kept)})
         mask = packed.tensor("mask", shape=packed.shape)
         number = torch.full(packed.shape, -1, dtype=torch.int64, device=mask.device)
-        number[mask] = torch.arange(int(mask.sum()), device=mask.device)
+        number[mask] = torch.arange(_set(mask), device=mask.device)
         stays = number.index_select(axis, kept)
         parts = {"mask": stays >= 0, "values": take(packed.parts["values"], 0, stays[stays >= 0])}
         return replace(packed, shape=shape, parts=parts)
@@ -112,6 +116,11 @@ def mask_of(packed: Packed) -> Tensor:
     """Returns the mask of a pruned weight in either form."""
     mask = packed.parts.get("mask")
     return mask if isinstance(mask, Tensor) else unpack(packed) != 0
+
+
+def _set(mask: Tensor) -> int:
+    """How many are set; a sum would make 64-bit integers of all."""
+    return int(torch.count_nonzero(mask))
 
 
 def kept_count(numel: int, sparsity: float) -> int:

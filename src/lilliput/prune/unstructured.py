@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
+
+from lilliput.solve.selection import largest
 
 
 @dataclass(frozen=True)
 class Unstructured:
     """Keeps the best-scoring weights of the whole tensor.
 
+    >>> import torch
     >>> Unstructured().select(torch.tensor([[3.0, 1.0], [2.0, 0.0]]), 0.5)
     tensor([[ True, False],
             [ True, False]])
@@ -24,8 +26,4 @@ class Unstructured:
             scores: any shape; what scores higher is kept, of equals the first.
             sparsity: part of the weights to be removed; numel - round(sparsity * numel) are kept.
         """
-        count = scores.numel() - round(sparsity * scores.numel())
-        order = torch.argsort(scores.flatten(), descending=True, stable=True)
-        mask = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
-        mask[order[:count]] = True
-        return mask.reshape(scores.shape)
+        return largest(scores, scores.numel() - round(sparsity * scores.numel()))

@@ -16,6 +16,8 @@ from lilliput.solve import kmeans1d
 from lilliput.solve.interval_partition import LARGEST_K
 
 NAME = "share/kmeans"
+# Weights that are looked at together, where there are many.
+PIECE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ class KMeans(WeightMethod):
         codebook = self._codebook(values)
         codes = kmeans1d.assign(values, codebook).to(_code_dtype(len(codebook) + zero))
         if zero:
-            codes = torch.zeros_like(flat, dtype=codes.dtype).masked_scatter_(live, codes + 1)
+            codes = _in_places(live, codes + 1)
         return _packed(weight, codes, codebook.to(flat.device), zero)
 
     def _codebook(self, values: Tensor) -> Tensor:
@@ -121,8 +123,7 @@ class KMeans(WeightMethod):
             if not 0 <= low <= high < len(table):
                 raise MethodError(f"{NAME}: codes {low} .. {high} point outside the {len(table)} shared values")
         # In the codebook's dtype until after the look-up, so that half-precision gradients are summed in float32.
-        weight = table.index_select(0, codes.reshape(-1).to(torch.int32))
-        return weight.reshape(packed.shape).to(packed.dtype)
+        return _looked_up(table, codes.reshape(-1)).reshape(packed.shape).to(packed.dtype)
 
     @staticmethod
     def take(packed: Packed, axis: int, kept: Tensor) -> Packed:
@@ -138,6 +139,28 @@ class KMeans(WeightMethod):
 
 def _code_dtype(symbols: int) -> torch.dtype:
     return torch.uint8 if symbols <= 256 else torch.int16
+
+
+def _in_places(live: Tensor, codes: Tensor) -> Tensor:
+    """The codes in order where `live` is set, 0 elsewhere; bytes take the memory of `live`, which is given up."""
+    if codes.dtype != torch.uint8:
+        return torch.zeros(live.shape, dtype=codes.dtype, device=live.device).masked_scatter_(live, codes)
+    places, done = live.view(torch.uint8), 0
+    for piece in torch.split(places, PIECE):
+        here = piece.bool()
+        piece.masked_scatter_(here, codes[done:])
+        done += int(torch.count_nonzero(here))
+    return places
+
+
+def _looked_up(table: Tensor, codes: Tensor) -> Tensor:
+    """`table[codes]`; where no gradient is wanted, without indices of four bytes for all of them."""
+    if table.requires_grad or len(codes) <= PIECE:
+        return table.index_select(0, codes.to(torch.int32))
+    weight = table.new_empty(len(codes))
+    for values, piece in zip(torch.split(weight, PIECE), torch.split(codes, PIECE), strict=True):
+        torch.index_select(table, 0, piece.to(torch.int32), out=values)
+    return weight
 
 
 def _kept(weight: Tensor, prior: Packed, codebook: Tensor) -> Packed:

@@ -279,18 +279,29 @@ def advance(model: nn.Module, progress: float) -> bool:
 
 def packed_weights(model: nn.Module) -> dict[str, Packed | Tensor]:
     """Returns every parameter and buffer of a model by its plain name, attached weights packed."""
-    _check_own(model)
+    buffers = plain_buffers(model)
     result: dict[str, Packed | Tensor] = {}
     nodes = {weight.name: (weight, node) for weight, node in attached(model)}
     for weight in weights(model):
         _, node = nodes.get(weight.name, (weight, None))
         result[weight.name] = node.packed(weight.parameter) if node else weight.parameter.detach().clone()
-    inside = {id(buffer) for _, node in nodes.values() for buffer in node.buffers()}
+    return result | buffers
+
+
+def plain_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Returns copies of a model's persistent buffers by name, but for those that `attach` added.
+
+    Raises:
+        ModelError: if a weight is parametrized by somebody else.
+    """
+    _check_own(model)
+    inside = {id(buffer) for _, node in attached(model) for buffer in node.buffers()}
     persistent = model.state_dict(keep_vars=True)
-    for name, buffer in model.named_buffers():
-        if id(buffer) not in inside and name in persistent:
-            result[name] = buffer.detach().clone()
-    return result
+    return {
+        name: buffer.detach().clone()
+        for name, buffer in model.named_buffers()
+        if id(buffer) not in inside and name in persistent
+    }
 
 
 def plain_copy(model: nn.Module) -> nn.Module:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,18 +11,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lilliput.core.checks import is_finite
 from lilliput.core.cut import Cut
 from lilliput.core.data import first, inputs_of
 from lilliput.core.errors import LilliputError, ModelError, NotWorthwhile
 from lilliput.core.layers import Weight, weights
-from lilliput.core.packed import Packed, pack_steps, unpack
+from lilliput.core.packed import Packed, map_leaves, pack_steps, unpack
 from lilliput.core.recipe import Recipe
 from lilliput.file.artifact import Artifact
 from lilliput.graph.fold import fold as fold_batch_norms
 from lilliput.graph.ir import Graph
 from lilliput.graph.trace import trace
-from lilliput.train.attach import attachment, packed_weights, plain_copy
+from lilliput.train.attach import attachment, packed_weights, plain_buffers, plain_copy
 from lilliput.train.shrink import shrink
+
+PIECE = 1 << 16
+"""Weights that are compared at a time."""
 
 
 def compress(
@@ -60,15 +66,17 @@ def compress(
     recipe.check(weights(model))
     if example is None and data is not None:
         example = inputs_of(first(data))
-    work = plain_copy(model).eval()
+    work = (plain_copy(model) if example is not None or attachment(model) else _sharing_copy(model)).eval()
     check_finite(work)
     facts: dict[str, Any] = {"original": tensor_bytes(model)}
     notes: dict[str, str] = {}
     if fold and example is not None:
         facts["folded"] = _folded(work, example, notes)
-    packed: dict[str, Packed | Tensor] = dict(packed_weights(work))
+    buffers = plain_buffers(work)
+    packed: dict[str, Packed | Tensor] = {}
     for weight in weights(work):
         packed[weight.name] = _packed(weight, recipe, (stats or {}).get(weight.name), notes)
+    packed |= buffers
     return Draft(work, recipe, packed, facts, notes).finished(example, remove_dead)
 
 
@@ -96,13 +104,24 @@ def pack(model: nn.Module, *, example: Any = None, remove_dead: bool = True) -> 
     return draft.finished(state.example if example is None else example, remove_dead)
 
 
+def _sharing_copy(model: nn.Module) -> nn.Module:
+    """Returns a copy whose parameters are the model's own memory, for reading: a large model isn't there twice."""
+    parameters = {
+        id(p): nn.Parameter(p.detach(), p.requires_grad) for p in model.parameters() if type(p) is nn.Parameter
+    }
+    return copy.deepcopy(model, dict[int, Any](parameters))
+
+
 def _packed(weight: Weight, recipe: Recipe, stats: Any, notes: dict[str, str]) -> Packed | Tensor:
     value = weight.parameter.detach()
     rule = recipe.rule_for(weight)
     if rule is None or not rule.steps:
         return value.clone()
+    own = value.untyped_storage().data_ptr()
     try:
-        return pack_steps(value, rule.steps, stats)
+        packed = pack_steps(value, rule.steps, stats)
+        # A method may give back the weight itself, which is the user's.
+        return map_leaves(packed, lambda leaf: leaf.clone() if leaf.untyped_storage().data_ptr() == own else leaf)
     except NotWorthwhile as reason:
         notes[weight.name] = str(reason)
         return value.clone()
@@ -140,10 +159,11 @@ class Draft:
         """Adds cuts, graph, aliases and facts."""
         found = weights(self.work)
         self.facts["error"] = errors(found, self.packed)
-        with torch.no_grad():
-            for weight in found:
-                weight.parameter.copy_(unpack(self.packed[weight.name]))
         cuts: tuple[Cut, ...] = ()
+        if example is not None:
+            with torch.no_grad():
+                for weight in found:
+                    weight.parameter.copy_(unpack(self.packed[weight.name]))
         if remove_dead and example is not None:
             cuts, lines = shrink(self.work, self.packed, self.recipe, example)
             self.notes |= {f"dead channels {number}": line for number, line in enumerate(lines, 1)}
@@ -170,16 +190,23 @@ def errors(found: list[Weight], packed: Mapping[str, Packed | Tensor]) -> dict[s
     for weight in found:
         part = packed[weight.name]
         if isinstance(part, Packed):
-            before = weight.parameter.detach().double()
-            size = float(before.norm())
-            result[weight.name] = float(f"{float((unpack(part).double() - before).norm()) / (size or 1):.3g}")
+            result[weight.name] = float(f"{_relative_error(weight.parameter.detach(), unpack(part)):.3g}")
     return result
+
+
+def _relative_error(before: Tensor, after: Tensor) -> float:
+    """|after - before| / |before|, summed in float64 a piece at a time; |after| where `before` is zero."""
+    total = size = 0.0
+    for old, new in zip(torch.split(before.reshape(-1), PIECE), torch.split(after.reshape(-1), PIECE), strict=True):
+        size += float(old.double().square().sum())
+        total += float((new.double() - old.double()).square().sum())
+    return math.sqrt(total / (size or 1.0))
 
 
 def check_finite(model: nn.Module) -> None:
     """Raises ModelError if a parameter holds NaN or infinity; names it."""
     for name, parameter in model.named_parameters():
-        if parameter.dtype.is_floating_point and not bool(torch.isfinite(parameter).all()):
+        if parameter.dtype.is_floating_point and not is_finite(parameter.detach()):
             bad = int((~torch.isfinite(parameter)).sum())
             raise ModelError(
                 f"{name}: {bad} of {parameter.numel()} weights are NaN or infinite; repair the model first"

@@ -1,0 +1,109 @@
+"""`compress` without an input: the model's memory is read, never written, never kept; and what it takes is bounded."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from lilliput.core.errors import ModelError
+from lilliput.core.packed import Packed, leaves, unpack
+from lilliput.core.recipe import Recipe, Rule
+from lilliput.prune.magnitude import Magnitude
+from lilliput.quantize.float16 import Float16
+from lilliput.quantize.uniform import Uniform
+from lilliput.share.kmeans import KMeans
+from lilliput.train.compress import compress
+
+RECIPES = {
+    "pruned and shared": Recipe((Rule(steps=(Magnitude(sparsity=0.8), KMeans(bits=3), Float16())),)),
+    "pruned": Recipe((Rule(steps=(Magnitude(sparsity=0.8),)),)),
+    "halved": Recipe((Rule(steps=(Float16(),)),)),
+    "biases too": Recipe((Rule(layers="vector", steps=(Float16(),)), Rule(steps=(Uniform(bits=4),)))),
+}
+
+
+def net(dtype=torch.float32):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 4)).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("name", RECIPES)
+def test_nothing_of_the_artifact_is_the_models_memory(name, dtype):
+    """Half precision weights too: packing those to 16 bits gives the weight itself back."""
+    model = net(dtype)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    artifact = compress(model, RECIPES[name])
+    after = model.state_dict()
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+    assert all(p.requires_grad for p in model.parameters())
+    assert model.training
+    kept = {key: [leaf.clone() for _, leaf in leaves(value)] for key, value in artifact.weights.items()}
+    with torch.no_grad():
+        for tensor in after.values():
+            tensor.zero_()
+    for key, value in artifact.weights.items():
+        assert all(torch.equal(leaf, old) for (_, leaf), old in zip(leaves(value), kept[key], strict=True))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_same_weights_with_an_input_and_without(name):
+    model = net().eval()
+    bare = compress(model, RECIPES[name], fold=False, remove_dead=False)
+    traced = compress(model, RECIPES[name], example=torch.rand(1, 3, 3, 3), fold=False, remove_dead=False)
+    assert list(bare.weights) == list(traced.weights)
+    for key, value in bare.weights.items():
+        assert torch.equal(unpack(value), unpack(traced.weights[key]))
+    assert bare.facts["error"] == traced.facts["error"]
+
+
+def test_the_error_is_relative_to_the_weight():
+    model = nn.Linear(700, 300)
+    artifact = compress(model, RECIPES["pruned and shared"])
+    before, after = model.weight.detach().double(), unpack(artifact.weights["weight"]).double()
+    assert artifact.facts["error"]["weight"] == float(f"{float((after - before).norm() / before.norm()):.3g}")
+
+
+def test_a_weight_parametrized_by_somebody_else_is_refused():
+    model = nn.Linear(4, 4)
+    parametrize.register_parametrization(model, "weight", nn.Identity())
+    with pytest.raises(ModelError, match="parametrization of its own"):
+        compress(model, RECIPES["pruned"])
+
+
+def test_tied_weights_stay_one():
+    model = nn.ModuleDict({"a": nn.Linear(6, 6), "b": nn.Linear(6, 6)})
+    model["b"].weight = model["a"].weight
+    artifact = compress(model, RECIPES["pruned and shared"])
+    assert artifact.aliases == {"b.weight": "a.weight"}
+    assert isinstance(artifact.weights["a.weight"], Packed)
+
+
+MEMORY = """
+import torch
+from torch import nn
+import lilliput
+from lilliput.prune.magnitude import Magnitude
+from lilliput.share.kmeans import KMeans
+
+def peak():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
+
+recipe = lilliput.Recipe((lilliput.Rule(steps=(Magnitude(sparsity=0.9), KMeans(bits=5))),))
+lilliput.compress(nn.Linear(600, 600), recipe)
+before = peak()
+model = nn.Linear(8192, 4096, bias=False).requires_grad_(False)
+model.weight += 1  # no weight is zero by chance: masking scores takes their memory once more
+lilliput.compress(model, recipe)
+print((peak() - before) / (4 * 8192 * 4096))
+"""
+
+
+def test_one_large_layer_takes_its_own_memory_one_and_a_half_times_more():
+    """The weight, its dense pruned copy and the codes: 2.25; sorting the scores would take 7, a wide mask sum 4."""
+    done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 2.7
