@@ -58,10 +58,13 @@ class Layer:
     def module(self) -> nn.Module:
         """Makes the layer; its weights are whatever was in memory."""
         out, inputs, *kernel = self.shape
+        made: nn.Module
         if kernel:
             size = (kernel[0], kernel[1])
-            return nn.utils.skip_init(nn.Conv2d, inputs * self.groups, out, size, groups=self.groups)
-        return nn.utils.skip_init(nn.Linear, inputs, out)
+            made = nn.Conv2d(inputs * self.groups, out, size, groups=self.groups, device="meta")
+        else:
+            made = nn.Linear(inputs, out, device="meta")
+        return made.to_empty(device="cpu")
 
 
 @dataclass(frozen=True)

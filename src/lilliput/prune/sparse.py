@@ -105,10 +105,8 @@ class Sparse(WeightMethod):
         if "mask" not in packed.parts:
             return replace(packed, shape=shape, parts={"values": take(packed.parts["values"], axis, kept)})
         mask = packed.tensor("mask", shape=packed.shape)
-        number = torch.full(packed.shape, -1, dtype=torch.int64, device=mask.device)
-        number[mask] = torch.arange(_set(mask), device=mask.device)
-        stays = number.index_select(axis, kept)
-        parts = {"mask": stays >= 0, "values": take(packed.parts["values"], 0, stays[stays >= 0])}
+        stays = torch.zeros_like(mask).index_fill_(axis, kept, True)[mask].nonzero().flatten()
+        parts = {"mask": mask.index_select(axis, kept), "values": take(packed.parts["values"], 0, stays)}
         return replace(packed, shape=shape, parts=parts)
 
 

@@ -87,13 +87,13 @@ class KMeans(WeightMethod):
             if len(codebook) <= self.clusters:
                 return _kept(weight, prior, codebook)
         flat = weight.reshape(-1)
-        live = flat != 0
-        zero = not bool(live.all())
-        values = flat[live] if zero else flat
+        zero = not bool((flat != 0).all())
+        values = flat[flat != 0] if zero else flat
         codebook = self._codebook(values)
         codes = kmeans1d.assign(values, codebook).to(_code_dtype(len(codebook) + zero))
         if zero:
-            codes = _in_places(live, codes + 1)
+            del values  # of a large weight there is memory enough in use by now
+            codes = _in_places(flat != 0, codes.add_(1))
         return _packed(weight, codes, codebook.to(flat.device), zero)
 
     def _codebook(self, values: Tensor) -> Tensor:
