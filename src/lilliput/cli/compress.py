@@ -34,10 +34,7 @@ def compress(
     wanted = sources.recipe_of(recipe)
     example = inputs.inputs_of(given.input)
     with terminal.working("loading the model"):
-        network = sources.model_of(model, given.weights)
-        batches = sources.data_of(given.data)
-        metric = sources.evaluate_of(given.evaluate)
-        sources.check_call(network, example, batches)
+        network, batches, metric = sources.loaded(model, given, example)
     _compress(network, wanted, output, example=example, batches=batches, metric=metric, fold=not no_fold)
     with terminal.working("writing the report"):
         told = _told(output, network, report)

@@ -44,10 +44,7 @@ def plan(
     terminal.check_outputs(output, sources=[given.weights, model.rpartition(":")[0]])
     example = inputs.inputs_of(given.input)
     with terminal.working("loading the model"):
-        network = sources.model_of(model, given.weights)
-        batches = sources.data_of(given.data)
-        metric = sources.evaluate_of(given.evaluate)
-        sources.check_call(network, example, batches)
+        network, batches, metric = sources.loaded(model, given, example)
     with terminal.working("planning") as progress:
         recipe = lilliput.plan(network, budget, batches, metric, example=example, progress=progress)
     text = recipe.dumps()

@@ -21,6 +21,8 @@ from lilliput.core.recipe import Recipe
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from lilliput.cli.parameters import Around
+
 
 def attribute(spec: str, what: str) -> Any:
     """Finds what `file.py:name` or `package.module:name` stands for.
@@ -126,6 +128,26 @@ def model_of(spec: str, weights: Path | None = None) -> nn.Module:
     if weights is not None:
         load_weights(model, weights)
     return model.eval()
+
+
+def loaded(model: str, given: Around, example: Any) -> tuple[nn.Module, Any, Callable[[nn.Module], float] | None]:
+    """Loads a model and what goes along with it, and runs it once.
+
+    Args:
+        model: as given on the command line.
+        given: weights, data and metric, as given.
+        example: inputs of the model, or None: then the first of the data serves.
+
+    Returns:
+        The model, its data and its metric; None for what wasn't given.
+
+    Raises:
+        LilliputError: something can't be loaded, or the inputs don't fit.
+    """
+    network = model_of(model, given.weights)
+    batches, metric = data_of(given.data), evaluate_of(given.evaluate)
+    check_call(network, example, batches)
+    return network, batches, metric
 
 
 def check_call(model: nn.Module, example: Any, batches: Any) -> None:
