@@ -65,15 +65,10 @@ def test_graph_needs_no_norm(name: str) -> None:
     fold(model, x)
     graph, constants = trace(model, x)
     smaller = absorb(graph, model.state_dict() | constants)
-    assert [node.operator.split(".")[1].strip("123d") for node in smaller.graph.nodes][1:] == ["relu"]
-    assert set(smaller.graph.tensors) == {"0.weight", "1.bias"}
-    kept = {name: tensor for name, tensor in model.state_dict().items() if name in smaller.graph.tensors}
-    torch.testing.assert_close(GraphModule(smaller.graph, kept)(x), expected, rtol=1e-5, atol=1e-5)
-    # What was dropped can be put back into the user's class.
-    for dropped, value in smaller.dropped.items():
-        tensor = model.state_dict()[dropped]
-        assert torch.equal(tensor, torch.full_like(tensor, value))
-    assert set(smaller.dropped) | {"0.weight", "1.bias"} == set(model.state_dict()) - {"1.num_batches_tracked"}
+    assert [node.operator.split(".")[1].strip("123d") for node in smaller.nodes][1:] == ["relu"]
+    assert set(smaller.tensors) == {"0.weight", "1.bias"}
+    kept = {name: tensor for name, tensor in model.state_dict().items() if name in smaller.tensors}
+    torch.testing.assert_close(GraphModule(smaller, kept)(x), expected, rtol=1e-5, atol=1e-5)
 
 
 class Awkward(nn.Module):
@@ -125,5 +120,30 @@ def test_identity_norm_of_sequence_is_not_a_bias() -> None:
     x = torch.randn(2, 4, 4)
     graph, constants = trace(model, x)
     smaller = absorb(graph, model.state_dict() | constants)
-    assert smaller.dropped == {}
-    torch.testing.assert_close(GraphModule(smaller.graph, model.state_dict())(x), model(x))
+    assert smaller == graph
+    torch.testing.assert_close(GraphModule(smaller, model.state_dict())(x), model(x))
+
+
+def test_a_bias_of_the_layer_keeps_the_norm() -> None:
+    model = unsettle(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
+    x = torch.randn(2, 3, 5, 5)
+    fold(model, x)
+    model[0].bias.data.fill_(0.5)
+    graph, constants = trace(model, x)
+    assert absorb(graph, model.state_dict() | constants) == graph
+
+
+def test_a_norm_whose_layer_is_used_elsewhere_stays() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 1, bias=False), nn.BatchNorm2d(4, eps=0.0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x)
+            return self.norm(y) + y
+
+    model = Twice().eval()
+    model.norm.bias.data.fill_(2.0)
+    graph, constants = trace(model, torch.randn(1, 3, 2, 2))
+    assert absorb(graph, model.state_dict() | constants) == graph

@@ -11,9 +11,12 @@ from torch.nn.utils import parametrize
 from lilliput.core.errors import ModelError
 from lilliput.core.packed import Packed, leaves, unpack
 from lilliput.core.recipe import Recipe, Rule
+from lilliput.file.read import loads
+from lilliput.file.write import dumps
 from lilliput.prune.magnitude import Magnitude
 from lilliput.quantize.float16 import Float16
 from lilliput.quantize.uniform import Uniform
+from lilliput.run.load import load
 from lilliput.share.kmeans import KMeans
 from lilliput.train.compress import compress
 
@@ -80,6 +83,46 @@ def test_tied_weights_stay_one():
     artifact = compress(model, RECIPES["pruned and shared"])
     assert artifact.aliases == {"b.weight": "a.weight"}
     assert isinstance(artifact.weights["a.weight"], Packed)
+
+
+def residual():
+    """Two folded BatchNorms and one that stays, since its convolution is used twice."""
+
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 6, 3, bias=False), nn.BatchNorm2d(6)
+            self.twice, self.stays = nn.Conv2d(6, 6, 1), nn.BatchNorm2d(6)
+            self.head, self.last = nn.Linear(6, 4), nn.BatchNorm1d(4)
+
+        def forward(self, x):
+            y = self.twice(torch.relu(self.norm(self.conv(x))))
+            return self.last(self.head((self.stays(y) + y).mean((2, 3))))
+
+    torch.manual_seed(1)
+    model = Residual()
+    for norm in (model.norm, model.stays, model.last):
+        for tensor in (norm.weight.data, norm.bias.data, norm.running_mean, norm.running_var):
+            tensor.uniform_(0.2, 2)
+    return model.eval()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_graph_needs_no_folded_batch_norm_and_the_users_class_is_filled_all_the_same(name):
+    model, x = residual(), torch.randn(5, 3, 9, 9)
+    artifact = loads(dumps(compress(model, RECIPES[name], example=x)))
+    assert [node.operator for node in artifact.graph.nodes].count("aten.batch_norm.default") == 1
+    assert "norm.running_var" not in artifact.graph.tensors
+    net, filled = load(artifact), load(artifact, into=residual())
+    torch.testing.assert_close(net(x), filled(x), rtol=1e-5, atol=1e-5)
+    for key, value in filled.state_dict().items():
+        assert torch.equal(value, artifact.weight(key))
+
+
+def test_a_recipe_that_changes_nothing_changes_no_output():
+    model, x = residual(), torch.randn(5, 3, 9, 9)
+    artifact = compress(model, Recipe(), example=x)
+    torch.testing.assert_close(load(artifact)(x), model(x), rtol=1e-5, atol=1e-5)
 
 
 MEMORY = """

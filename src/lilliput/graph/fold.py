@@ -11,7 +11,7 @@ the shift, so that the user's own class holds the folded weights; `absorb` then 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -137,58 +137,56 @@ def scale_outputs(weight: Tensor, scale: Tensor, layer: Layer) -> Tensor:
     return (grouped * factors).reshape(weight.shape)
 
 
-@dataclass(frozen=True)
-class Absorbed:
-    """A graph without its identity BatchNorms.
-
-    Args:
-        graph: the layers take the shifts as their biases.
-        dropped: tensors that the graph no longer uses, by name, each with the one value that fills it; the user's
-            own class needs them.
-    """
-
-    graph: Graph
-    dropped: Mapping[str, float]
-
-
-def absorb(graph: Graph, tensors: Mapping[str, Tensor]) -> Absorbed:
+def absorb(graph: Graph, tensors: Mapping[str, Tensor]) -> Graph:
     """Drops each BatchNorm that `fold` has made an identity; its bias becomes the layer's.
+
+    The tensors that the graph no longer uses still belong to the user's own class, and so to the file: as constants
+    they take a few bytes there.
 
     Args:
         graph: traced from a folded model.
         tensors: what it uses, by name.
 
     Returns:
-        The smaller graph, and what it no longer needs.
+        The smaller graph, whose outputs differ by no more than the rounding of the sums.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+        >>> lines = fold(model, torch.rand(1, 3, 8, 8))
+        >>> graph, constants = trace(model, torch.rand(1, 3, 8, 8))
+        >>> [node.operator for node in absorb(graph, model.state_dict() | constants).nodes]
+        ['aten.conv2d.default', 'aten.relu.default']
     """
-    of_nodes, of_tensors = users_of(graph)
-    shapes = shapes_of(graph, tensors) or [None] * len(graph.nodes)
+    of_nodes, _ = users_of(graph)
+    found = [
+        (index, norm, layer)
+        for index, node in enumerate(graph.nodes)
+        if (norm := norm_of(node)) is not None
+        and norm.source is not None
+        and len(of_nodes[norm.source]) == 1
+        and (layer := layer_of(graph.nodes[norm.source])) is not None
+        and _is_identity(norm, tensors)
+        and not (layer.bias is not None and bool(tensors[layer.bias].any()))
+    ]
+    # Only a linear layer's outputs may lie along another axis than that which is normalised.
+    shapes = shapes_of(graph, tensors) if any(layer.kind == "linear" for _, _, layer in found) else None
     nodes = list(graph.nodes)
     moved: dict[int, int] = {}
-    for index, node in enumerate(graph.nodes):
-        norm = norm_of(node)
-        if norm is None or norm.source is None or norm.bias is None or not _is_identity(norm, tensors):
+    for index, norm, layer in found:
+        source = norm.source or 0
+        shape = shapes[source] if shapes is not None else None
+        if norm.bias is None or (layer.kind == "linear" and (shape is None or len(shape) != 2)):
             continue
-        layer = layer_of(graph.nodes[norm.source])
-        if layer is None or len(of_nodes[norm.source]) > 1:
-            continue
-        shape = shapes[norm.source]
-        if layer.kind == "linear" and (shape is None or len(shape) != 2):
-            continue
-        if layer.bias is not None and bool(tensors[layer.bias].any()):
-            continue
-        before = nodes[norm.source]
+        before = nodes[source]
         rest = {name: value for name, value in before.kwargs.items() if name != "bias"}
-        nodes[norm.source] = Node(before.operator, (*before.args[:2], TensorRef(norm.bias), *before.args[3:]), rest)
-        moved[index] = norm.source
+        nodes[source] = Node(before.operator, (*before.args[:2], TensorRef(norm.bias), *before.args[3:]), rest)
+        moved[index] = source
 
     def move(ref: Ref) -> Ref:
         return NodeRef(moved[ref.index]) if isinstance(ref, NodeRef) and ref.index in moved else ref
 
     smaller = replace(graph, nodes=tuple(map_node(node, move) for node in nodes), output=map_refs(graph.output, move))
-    smaller = drop_dead(smaller)
-    gone = set(of_tensors) - set(smaller.tensors)
-    return Absorbed(smaller, {name: float(tensors[name].flatten()[0]) for name in sorted(gone)})
+    return drop_dead(smaller)
 
 
 def _is_identity(norm: Norm, tensors: Mapping[str, Tensor]) -> bool:

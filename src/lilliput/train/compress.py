@@ -19,6 +19,7 @@ from lilliput.core.layers import Weight, weights
 from lilliput.core.packed import Packed, map_leaves, pack_steps, unpack
 from lilliput.core.recipe import Recipe
 from lilliput.file.artifact import Artifact
+from lilliput.graph.fold import absorb
 from lilliput.graph.fold import fold as fold_batch_norms
 from lilliput.graph.ir import Graph
 from lilliput.graph.trace import trace
@@ -47,7 +48,7 @@ def compress(
         data: any iterable of inputs or (inputs, targets); its first element serves as `example`.
         example: one input (a tensor, tuple, or dict of keywords), which gives the graph its shapes; without data
             and example the file holds no graph.
-        fold: fold each BatchNorm into the convolution before it.
+        fold: fold each BatchNorm into the convolution before it; the file's graph then does without it.
         stats: what `observe` collected, by weight name.
         remove_dead: cut away channels that pruning left without input or output.
 
@@ -178,10 +179,12 @@ class Draft:
             self.notes["graph"] = "none: no data and no example was given; load it into your own model"
             return None, {}
         try:
-            return trace(self.work, example)
+            graph, constants = trace(self.work, example)
         except ModelError as error:
             self.notes["graph"] = f"none: {error}; load it into your own model"
             return None, {}
+        # The user's class keeps its folded BatchNorms; the graph runs faster without them.
+        return absorb(graph, self.work.state_dict() | constants), constants
 
 
 def errors(found: list[Weight], packed: Mapping[str, Packed | Tensor]) -> dict[str, float]:
