@@ -123,6 +123,31 @@ class WeightMethod(Protocol):
         return ()
 
 
+class Pattern(Protocol):
+    """Scores and a target -> mask: unstructured, N:M, blocks, channels; a file in `prune/` with `select`.
+
+    `fits` need not be written: this is what holds without it, and one of its own only has to be faster, since it is
+    asked in each forward pass.
+    """
+
+    def select(self, scores: Tensor, sparsity: float) -> Tensor:
+        """Returns the mask of the weights to keep, bool of the scores' shape.
+
+        Args:
+            scores: any shape; what scores higher is kept, of equals the first. -inf marks what an earlier mask
+                removed: it stays the last choice, and in a group it must not hide the scores of what is alive.
+            sparsity: part of the weights to be removed, 0 <= sparsity < 1.
+        """
+        ...
+
+    def fits(self, mask: Tensor, sparsity: float) -> bool:
+        """Whether a mask, perhaps another pattern's, has this structure already, at this sparsity or more.
+
+        It has if the pattern, given the mask for scores, would remove nothing that is alive.
+        """
+        return bool((self.select(mask.float(), sparsity) | ~mask).all())
+
+
 class Schedule(Protocol):
     """What happens between training steps; a file in the folder of the methods that it drives."""
 

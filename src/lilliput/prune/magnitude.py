@@ -38,6 +38,8 @@ class Magnitude(Sparse):
         check_range(NAME, "quality", self.quality, 0, 1e6)
         if self.quality and self.sparsity:
             raise MethodError(f"{NAME}: give a sparsity or a quality, not both")
+        if self.quality and self.pattern != "unstructured":
+            raise MethodError(f"{NAME}: quality is a threshold for single weights; give a sparsity to {self.pattern}")
 
     def score(self, weight: Tensor, stats: Any = None) -> Tensor:
         """Returns |w|."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lilliput.core.checks import check_range, check_weight
 from lilliput.core.errors import MethodError
-from lilliput.core.method import WeightMethod, find
+from lilliput.core.method import Pattern, WeightMethod, find
 from lilliput.core.packed import Packed, cut_shape, take, unpack
 
 NAME = "prune/sparse"
@@ -78,9 +78,11 @@ class Sparse(WeightMethod):
         return Packed(NAME, tuple(weight.shape), weight.dtype, {"mask": mask, "values": weight[mask]})
 
     def fulfilled(self, prior: Packed) -> bool:
-        """Whether an earlier mask already removes what this setting asks for: a mask is state, not recomputed."""
-        mask = mask_of(prior)
-        return _set(mask) <= kept_count(mask.numel(), self.sparsity)
+        """Whether an earlier mask already is what this setting asks for: a mask is state, not recomputed.
+
+        The pattern is asked: zeros enough in other places than it would remove don't make its structure.
+        """
+        return not self.sparsity or fits(find("prune", self.pattern)(), mask_of(prior), self.sparsity)
 
     def dense(self, packed: Packed) -> Packed:
         """Returns the form with zeros in their places."""
@@ -121,6 +123,7 @@ def _set(mask: Tensor) -> int:
     return int(torch.count_nonzero(mask))
 
 
-def kept_count(numel: int, sparsity: float) -> int:
-    """Returns how many of `numel` weights stay at this sparsity: numel - round(sparsity * numel)."""
-    return numel - round(sparsity * numel)
+def fits(pattern: Any, mask: Tensor, sparsity: float) -> bool:
+    """Whether a mask has a pattern's structure at this sparsity or more; see `Pattern.fits`."""
+    own = getattr(pattern, "fits", None)
+    return bool(own(mask, sparsity) if own is not None else Pattern.fits(pattern, mask, sparsity))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from lilliput.solve.selection import largest
@@ -26,4 +27,13 @@ class Unstructured:
             scores: any shape; what scores higher is kept, of equals the first.
             sparsity: part of the weights to be removed; numel - round(sparsity * numel) are kept.
         """
-        return largest(scores, scores.numel() - round(sparsity * scores.numel()))
+        return largest(scores, kept_count(scores.numel(), sparsity))
+
+    def fits(self, mask: Tensor, sparsity: float) -> bool:
+        """Whether no more weights are alive than are to be kept: any place is as good as another."""
+        return int(torch.count_nonzero(mask)) <= kept_count(mask.numel(), sparsity)
+
+
+def kept_count(numel: int, sparsity: float) -> int:
+    """Returns how many of `numel` weights stay at this sparsity: numel - round(sparsity * numel)."""
+    return numel - round(sparsity * numel)

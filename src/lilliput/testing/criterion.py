@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from lilliput.core.packed import unpack
-from lilliput.prune.sparse import kept_count, mask_of
+from lilliput.prune.sparse import mask_of
+from lilliput.prune.unstructured import kept_count
 from lilliput.testing.spread import gaussian, weights
 
 SPARSITIES = (0.0, 0.1, 0.5, 0.75, 0.9, 0.99)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from lilliput.prune.sparse import fits
 from lilliput.testing.spread import gaussian
 
 SHAPES = ((), (1,), (64,), (16, 24), (8, 4, 3, 3), (0, 5), (5, 0))
@@ -50,7 +51,34 @@ def order_alone_counts(cls: Any) -> None:
         assert torch.equal(cls().select(scores, sparsity), cls().select(2 * scores, sparsity)), "scale changes the mask"
 
 
-LAWS = (mask_fits, nothing_asked_nothing_removed, better_scores_stay, order_alone_counts)
+def own_masks_fit(cls: Any) -> None:
+    """A mask of its own is what it asks for, a full one isn't; what was removed stays the last choice."""
+    for sparsity in SPARSITIES[1:]:
+        scores = gaussian(16, 24).abs()
+        mask = cls().select(scores, sparsity)
+        assert fits(cls(), mask, sparsity), f"sparsity {sparsity}: its own mask is said not to fit"
+        assert not fits(cls(), torch.ones_like(mask), sparsity), f"sparsity {sparsity}: a full mask is said to fit"
+        again = cls().select(scores.masked_fill(~mask, -torch.inf), sparsity)
+        assert bool((again | ~mask).all()), f"sparsity {sparsity}: with its own mask given, others are removed"
+
+
+def fits_means_nothing_to_remove(cls: Any) -> None:
+    """For masks without structure `fits` says whether the pattern, given the mask for scores, would remove more."""
+    for density in (0.02, 0.2, 0.4, 0.6, 0.9):
+        mask = gaussian(16, 24, seed=5).abs() < gaussian(16, 24).abs().quantile(density)
+        for sparsity in SPARSITIES[1:]:
+            removes = bool((mask & ~cls().select(mask.float(), sparsity)).any())
+            assert fits(cls(), mask, sparsity) != removes, f"sparsity {sparsity}: fits contradicts select"
+
+
+LAWS = (
+    mask_fits,
+    nothing_asked_nothing_removed,
+    better_scores_stay,
+    order_alone_counts,
+    own_masks_fit,
+    fits_means_nothing_to_remove,
+)
 
 
 def check(cls: Any) -> None:
