@@ -86,12 +86,17 @@ class Settings:
 
 
 SETTINGS = {
-    "lenet-300-100": Settings({"fc1": Layer(0.96, 12), "fc2": Layer(0.94, 12), "fc3": Layer(0.7, 12)}),
+    "lenet-300-100": Settings(
+        {"fc1": Layer(0.955, 12), "fc2": Layer(0.93, 12), "fc3": Layer(0.65, 12)},
+        epochs=(30, 6),
+        weight=0.7,
+    ),
     "lenet-5": Settings(
-        {"conv1": Layer(0.5, 16), "conv2": Layer(0.88, 12), "fc1": Layer(0.97, 12), "fc2": Layer(0.85, 12)},
-        epochs=(8, 2),
+        {"conv1": Layer(0.4, 16), "conv2": Layer(0.85, 12), "fc1": Layer(0.955, 12), "fc2": Layer(0.8, 12)},
+        epochs=(14, 3),
         rate=1e-3,
         shared_rate=2e-4,
+        weight=0.7,
     ),
 }
 QUICK = (1, 1)
