@@ -1,6 +1,8 @@
 """attach, detach and pack on every kind of layer, in the user's own loop."""
 
 import copy
+import sys
+import types
 from itertools import pairwise
 
 import pytest
@@ -9,10 +11,12 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
 
+from lilliput.core import method
 from lilliput.core.errors import LilliputError, MethodError, ModelError, RecipeError
 from lilliput.core.layers import weights
-from lilliput.core.packed import unpack
-from lilliput.core.recipe import Recipe
+from lilliput.core.method import WeightMethod
+from lilliput.core.packed import Packed, unpack
+from lilliput.core.recipe import Recipe, Rule
 from lilliput.train.attach import advance, attach, attached, attachment, detach, new_parameters, packed_weights
 
 STEPS = {
@@ -451,3 +455,44 @@ def test_functional_loss_reaches_the_input_too():
     inputs.requires_grad_()
     functional.mse_loss(model(inputs), torch.zeros(2, 8, 5, 5)).backward()
     assert bool(inputs.grad.any())
+
+
+class Clashing(WeightMethod):
+    """A method whose parts bear names that nn.Module and the node use themselves."""
+
+    training = "parts"
+    frozen = ("training", "steps", "_parameters")
+    trained = ("forward", "weight")
+
+    def pack(self, weight, stats=None, prior=None):
+        ones = torch.ones(2, dtype=torch.int8)
+        parts = {"training": ones, "steps": ones, "_parameters": ones, "forward": weight / 2, "weight": weight / 2}
+        return Packed("quantize/clashing", tuple(weight.shape), weight.dtype, parts)
+
+    @staticmethod
+    def unpack(packed):
+        return packed.tensor("forward", shape=packed.shape) + packed.tensor("weight", shape=packed.shape)
+
+
+def test_parts_may_bear_any_name(monkeypatch):
+    stub = types.ModuleType("lilliput.quantize.clashing")
+    stub.Clashing = Clashing
+    monkeypatch.setitem(sys.modules, stub.__name__, stub)
+    monkeypatch.setattr(Clashing, "__module__", stub.__name__)
+    monkeypatch.setattr(method, "_own", lambda family: ("clashing",) if family == "quantize" else ())
+    model = nn.Linear(4, 3)
+    before = model.weight.detach().clone()
+    attach(model, Recipe((Rule(steps=(Clashing(),)),)))
+    model.train().eval()
+    assert torch.allclose(model.weight, before)
+    optimizer = torch.optim.SGD(new_parameters(model), lr=0.5)
+    model(torch.ones(2, 4)).sum().backward()
+    optimizer.step()
+    assert not torch.allclose(model.weight, before)
+    packed = packed_weights(model)["weight"]
+    assert set(packed.parts) == {"training", "steps", "_parameters", "forward", "weight"}
+    assert torch.equal(unpack(packed), model.weight)
+    again = attach(nn.Linear(4, 3), Recipe((Rule(steps=(Clashing(),)),)))
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again.weight, model.weight)
+    method._found.cache_clear()

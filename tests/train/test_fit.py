@@ -270,8 +270,8 @@ def test_checkpoint_is_safetensors_and_whole(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["state"]
     with safe_open(path, "pt") as file:
         names = set(file.keys())
-    assert "model/0.parametrizations.weight.0.mask" in names
-    assert "optimizer/0.parametrizations.weight.0.next_values.codebook/exp_avg" in names
+    assert "model/0.parametrizations.weight.0.part_mask" in names
+    assert "optimizer/0.parametrizations.weight.0.next_values.part_codebook/exp_avg" in names
 
 
 def test_finished_training_is_not_done_again(tmp_path):

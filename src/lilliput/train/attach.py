@@ -50,8 +50,9 @@ def attach(model: nn.Module, recipe: Recipe, data: Any = None, *, example: Any =
     so that pruning, then pruning and sharing, is two calls.
 
     `state_dict` keys are those of `torch.nn.utils.parametrize`: `<module>.parametrizations.<name>.original` is the
-    latent weight and `<module>.parametrizations.<name>.0.*` the state of its steps: their parts, and as
-    `_extra_state` a tensor of bytes with the JSON of their settings.
+    latent weight and `<module>.parametrizations.<name>.0.*` the state of its steps: `part_<part>` (such as
+    `part_mask`), `next_<part>.*` for the steps that pack a part again, and as `_extra_state` a tensor of bytes with
+    the JSON of their settings.
 
     Args:
         model: the user's model; changed in place, or not at all if this raises.

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from lilliput.core.method import Schedule, WeightMethod
 from lilliput.core.packed import Packed, opened, pack_rest, same_method, unpack
 
-# Prefix of the submodules that hold the next steps of a part: `parts` may bear names that nn.Module uses itself.
+# Prefixes of the parts, and of the submodules that hold a part's next steps: a method may give its parts names that
+# nn.Module or Node use themselves, such as "training" or "steps".
+PART = "part_"
 INNER = "next_"
 
 
@@ -67,10 +69,10 @@ class Node(nn.Module):
         packed = self._first(weight, previous)
         self.settings, self.method, self.shape = dict(packed.settings), packed.method, packed.shape
         for name in head.frozen:
-            self.register_buffer(name, packed.tensor(name).detach().clone())
+            self.register_buffer(PART + name, packed.tensor(name).detach().clone())
         if head.training == "parts":
             for name in head.trained:
-                self.register_parameter(name, _parameter(packed.tensor(name), name, previous))
+                self.register_parameter(PART + name, _parameter(packed.tensor(name), name, previous))
         if head.training == "straight" or not following:
             return
         handed = opened(head, packed, following[0])
@@ -79,8 +81,8 @@ class Node(nn.Module):
                 before = previous.inner(name) if previous is not None else None
                 inner = Node(handed.tensor(name), following, stats=self.stats, previous=before)
                 self.add_module(INNER + name, inner)
-                if inner.trained and name in self._parameters:
-                    self.get_parameter(name).requires_grad_(False)
+                if inner.trained and PART + name in self._parameters:
+                    self.get_parameter(PART + name).requires_grad_(False)
 
     def _first(self, weight: Tensor, previous: Node | None) -> Packed:
         """The weight packed by the first step, going on from the state of a node that stood here before."""
@@ -141,9 +143,9 @@ class Node(nn.Module):
     def first(self, weight: Tensor) -> Packed:
         """Returns the weight packed by the first step alone, its state kept; differentiable if the step is."""
         head = self.steps[0]
-        state: dict[str, Tensor | Packed] = {name: getattr(self, name) for name in head.frozen}
+        state: dict[str, Tensor | Packed] = {name: getattr(self, PART + name) for name in head.frozen}
         if head.training == "parts":
-            state |= {name: getattr(self, name) for name in head.trained}
+            state |= {name: getattr(self, PART + name) for name in head.trained}
         packed = Packed(self.method, self.shape, weight.dtype, state, self.settings)
         if head.training == "parts":
             return packed
@@ -195,7 +197,7 @@ class Node(nn.Module):
 
 def _parameter(value: Tensor, name: str, previous: Node | None) -> nn.Parameter:
     """A parameter of this value: the one that was there before if it holds it, so that optimizers keep it."""
-    before = previous._parameters.get(name) if previous is not None else None
+    before = previous._parameters.get(PART + name) if previous is not None else None
     if isinstance(before, nn.Parameter) and before.dtype == value.dtype and torch.equal(before, value):
         return before
     return nn.Parameter(value.detach().clone())
