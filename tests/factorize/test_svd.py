@@ -1,5 +1,7 @@
 """Truncated SVD: Eckart and Young's equality, ranks, counts and refusals."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -109,3 +111,13 @@ def test_gradients_reach_both_factors():
     (Svd.unpack(packed.with_parts(u=u, v=v)) * slope).sum().backward()
     assert torch.allclose(u.grad, slope @ v.detach().T)
     assert torch.allclose(v.grad, u.detach().T @ slope)
+
+
+def test_a_product_wider_than_its_weight_is_refused():
+    """The caps count the declared dtype: factors of 64 bits would take four times as much as a weight of 16."""
+    packed = Svd(rank=2, force=True).pack(torch.rand(6, 5))
+    wider = packed.with_parts(u=packed.parts["u"].double(), v=packed.parts["v"].double())
+    with pytest.raises(MethodError, match=r"float64 .* of torch.float32"):
+        unpack(wider)
+    with pytest.raises(MethodError, match="factors"):
+        unpack(replace(packed, dtype=torch.float16))

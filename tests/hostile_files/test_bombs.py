@@ -56,6 +56,18 @@ def nested(depth, opening=b"[", closing=b"]"):
     return b'{"a":' + opening * depth + closing * depth + b"}"
 
 
+def product(shape, u, v):
+    """A low-rank weight, its factors of zeros."""
+    parts = {
+        name: part if isinstance(part, dict) else ["F32", part, "=", "00000000"] for name, part in (("u", u), ("v", v))
+    }
+    return {"m": "factorize/svd", "s": shape, "p": parts}
+
+
+def factors(shape, u, v):
+    return json.dumps({"w": {"w": product(shape, u, v)}}).encode()
+
+
 BOMBS = {
     "header of 100 MB": lambda: short_header(100 << 20),
     "header of 16 MB of lists": lambda: mutate.sealed(b'{"a":[' + b"[]," * 5_000_000 + b"[]]}", b""),
@@ -80,6 +92,17 @@ BOMBS = {
         b'{"w":{"w":{"m":"factorize/svd","s":[1000000,1000000],"p":{"u":["F32",[1000000,1],"=","00000000"],'
         b'"v":["F32",[1,1000000],"=","00000000"]}}}}'
     ),
+    "factors that are wider than their product": lambda: with_packed(
+        b'{"w":{"w":{"m":"factorize/svd","s":[60000,60000],"d":"F16","p":{"u":["F64",[60000,1],"=","0000000000000000"],'
+        b'"v":["F64",[1,60000],"=","0000000000000000"]}}}}'
+    ),
+    "a product that is not the declared one": lambda: with_packed(factors([1000, 1000], [200_000, 1], [1, 200_000])),
+    "factors of factors": lambda: with_packed(
+        factors([1000, 1000], {"m": "factorize/svd", "s": [1000, 2**31], "p": {}}, [2**31, 1000])
+    ),
+    "many products that are too much together": lambda: with_packed(
+        json.dumps({"w": {f"w{i}": product([40_000, 40_000], [40_000, 1], [1, 40_000]) for i in range(3)}}).encode()
+    ),
 }
 
 
@@ -94,7 +117,7 @@ def test_bombs(small, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
     for name, path, text in zip(BOMBS, paths, done.stdout.splitlines(), strict=True):
         line, memory, seconds = json.loads(text)
-        assert line.startswith(f"{path}: "), name
+        assert line.startswith((f"{path}: ", "weight 'w' can't be unpacked: ")), name
         assert line.isprintable(), name
         print(f"{name}: {memory / 2**20:.0f} MiB, {seconds:.2f} s: {line}")
         assert memory < MOST_MEMORY, name

@@ -85,9 +85,11 @@ class Svd(WeightMethod):
         u, v = packed.tensor("u", integer=False), packed.tensor("v", integer=False)
         if u.ndim != 2 or v.ndim != 2 or u.shape[1] != v.shape[0] or (u.shape[0], v.shape[1]) != (rows, columns):
             raise MethodError(f"{NAME}: factors {tuple(u.shape)} and {tuple(v.shape)} don't make {packed.shape}")
-        if u.dtype != v.dtype or not (u.shape[1] or rows * columns == 0):
-            # Rank 0 would make a weight of any size out of nothing.
-            raise MethodError(f"{NAME}: factors {u.dtype} {tuple(u.shape)} and {v.dtype} {tuple(v.shape)}")
+        if not u.dtype == v.dtype == packed.dtype or not (u.shape[1] or rows * columns == 0):
+            # Rank 0 would make a weight of any size out of nothing; wider factors, one wider than the file declared.
+            raise MethodError(
+                f"{NAME}: factors {u.dtype} {tuple(u.shape)} and {v.dtype} {tuple(v.shape)} of {packed.dtype}"
+            )
         return (u @ v).reshape(packed.shape).to(packed.dtype)
 
     @staticmethod
