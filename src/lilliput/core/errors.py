@@ -13,6 +13,10 @@ class MethodError(LilliputError):
     """A method that doesn't exist, or that can't take the weight it was given."""
 
 
+class NotInstalled(MethodError):
+    """A method that neither this version nor an installed plug-in brings."""
+
+
 class ModelError(LilliputError):
     """A model that can't be used as it is: weights of another model, NaN in a weight, no export."""
 

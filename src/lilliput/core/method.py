@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
-from lilliput.core.errors import MethodError, NotWorthwhile
+from lilliput.core.errors import MethodError, NotInstalled, NotWorthwhile
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,6 +36,9 @@ FAMILIES = (
     "coding",
     "run",
 )
+
+NAME = re.compile("[a-z][a-z0-9_]{0,63}")
+"""What a method may be called."""
 
 # A kind is known by what its methods can do; the first that fits counts.
 KINDS: dict[str, tuple[str, ...]] = {
@@ -190,7 +193,8 @@ def find(family: str, name: str) -> Any:
     Only that file is imported. Methods of other packages are found by the entry-point group `lilliput.<family>`.
 
     Raises:
-        MethodError: if there is no such family or method; names the nearest ones.
+        MethodError: if there is no such family.
+        NotInstalled: if there is no such method; names the nearest ones.
 
     >>> find("share", "kmeans").__name__
     'KMeans'
@@ -218,7 +222,8 @@ def _found(family: str, name: str) -> Any:
         return plugins[name].load()
     known = sorted({*_own(family), *plugins})
     near = difflib.get_close_matches(name, known, 3, 0.4) or known
-    raise MethodError(f"no method '{family}/{name}'; there is {', '.join(f'{family}/{n}' for n in near) or 'none'}")
+    kind = NotInstalled if NAME.fullmatch(name) else MethodError
+    raise kind(f"no method '{family}/{name}'; there is {', '.join(f'{family}/{n}' for n in near) or 'none'}")
 
 
 def _own(family: str) -> tuple[str, ...]:

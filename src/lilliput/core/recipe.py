@@ -7,13 +7,14 @@ import difflib
 import fnmatch
 import importlib.resources
 import json
+import re
 import tomllib
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgspec
 
-from lilliput.core.errors import LilliputError, RecipeError
+from lilliput.core.errors import LilliputError, NotInstalled, RecipeError
 from lilliput.core.method import find_path, kind_of, path_of
 
 if TYPE_CHECKING:
@@ -21,6 +22,26 @@ if TYPE_CHECKING:
     from lilliput.core.method import Schedule, WeightMethod
 
 VERSION = 1
+
+
+@dataclass(frozen=True)
+class Absent:
+    """A step of a recipe in a file whose method isn't installed here: its text is kept, it can't be carried out.
+
+    Attributes:
+        method: its path, such as `"quantize/somebodys"`.
+        settings: as the recipe has them.
+        missing: which method isn't installed: the step's own, or one that its settings name.
+    """
+
+    method: str
+    settings: dict[str, Any]
+    missing: str = ""
+
+    def _refuse(self, *args: Any, **named: Any) -> NoReturn:
+        raise NotInstalled(f"{self.method} can't be carried out: {self.missing or 'it is not installed'}")
+
+    pack = unpack = advance = _refuse
 
 
 @dataclass(frozen=True)
@@ -107,9 +128,21 @@ class Recipe:
         """Returns the first rule that fits a weight by any of its names, or None."""
         return next((rule for rule in self.rules if rule.fits(weight)), None)
 
+    @property
+    def absent(self) -> tuple[str, ...]:
+        """Paths of the steps whose methods aren't installed, as a recipe read from a file may have them."""
+        steps = [step for rule in self.rules for step in (*rule.steps, rule.schedule) if isinstance(step, Absent)]
+        return tuple(dict.fromkeys(step.method for step in steps))
+
     def check(self, weights: list[Weight]) -> None:
-        """Raises RecipeError if a rule fits none of these weights (an earlier rule may have taken them all)."""
+        """Raises RecipeError if a rule fits none of these weights, or has a step that can't be carried out.
+
+        A rule that fits a weight is fine even if an earlier one has taken it.
+        """
         for number, rule in enumerate(self.rules):
+            for step in (*rule.steps, rule.schedule):
+                if isinstance(step, Absent):
+                    raise RecipeError(f"rule[{number}]: {step.method} can't be carried out: {step.missing}")
             if any(rule.fits(weight) for weight in weights):
                 continue
             kinds = sorted({w.kind for w in weights})
@@ -147,8 +180,16 @@ def to_data(recipe: Recipe) -> dict[str, Any]:
     return data
 
 
-def from_data(data: Any) -> Recipe:
-    """Makes a recipe from plain data; RecipeError says what is wrong and where."""
+def from_data(data: Any, absent: bool = False) -> Recipe:
+    """Makes a recipe from plain data.
+
+    Args:
+        data: from TOML or JSON.
+        absent: keep steps whose methods aren't installed as `Absent`.
+
+    Raises:
+        RecipeError: says what is wrong and where.
+    """
     _known(data, {"version", "name", "rule"}, "")
     if data.get("version", VERSION) != VERSION:
         raise RecipeError(f"version {data['version']!r}: this Lilliput reads recipes of version {VERSION}")
@@ -158,10 +199,10 @@ def from_data(data: Any) -> Recipe:
     name = data.get("name", "")
     if not isinstance(name, str):
         raise RecipeError("name: must be a string")
-    return Recipe(tuple(_rule(entry, f"rule[{i}]") for i, entry in enumerate(rules)), name)
+    return Recipe(tuple(_rule(entry, f"rule[{i}]", absent) for i, entry in enumerate(rules)), name)
 
 
-def _rule(entry: Any, where: str) -> Rule:
+def _rule(entry: Any, where: str, absent: bool) -> Rule:
     _known(entry, {f.name for f in dataclasses.fields(Rule)}, where)
     for key in ("match", "layers", "why"):
         if not isinstance(entry.get(key, ""), str):
@@ -172,15 +213,17 @@ def _rule(entry: Any, where: str) -> Rule:
     schedule = entry.get("schedule")
     return Rule(
         match=entry.get("match", "*"),
-        steps=tuple(step_of(step, f"{where}.steps[{i}]", "pack") for i, step in enumerate(steps)),
+        steps=tuple(step_of(step, f"{where}.steps[{i}]", "pack", absent) for i, step in enumerate(steps)),
         layers=entry.get("layers", "*"),
-        schedule=None if schedule is None else step_of(schedule, f"{where}.schedule", "advance"),
+        schedule=None if schedule is None else step_of(schedule, f"{where}.schedule", "advance", absent),
         why=entry.get("why", ""),
     )
 
 
 def step_data(step: Any) -> dict[str, Any]:
     """Returns a method and its settings (those other than the defaults) as plain data."""
+    if isinstance(step, Absent):
+        return {"method": step.method, **step.settings}
     data: dict[str, Any] = {"method": path_of(step)}
     for item in dataclasses.fields(step):
         value = getattr(step, item.name)
@@ -189,13 +232,14 @@ def step_data(step: Any) -> dict[str, Any]:
     return data
 
 
-def step_of(data: Any, where: str, ability: str = "pack") -> Any:
+def step_of(data: Any, where: str, ability: str = "pack", absent: bool = False) -> Any:
     """Makes a method from plain data: `{"method": "share/kmeans", "bits": 5}`.
 
     Args:
         data: from TOML or JSON.
         where: for the error message.
         ability: a function that the method must have: `pack` for a step, `advance` for a schedule.
+        absent: give an `Absent` for a method that isn't installed.
 
     Raises:
         RecipeError: an unknown method, an unknown setting, or one of the wrong type or out of range.
@@ -210,15 +254,28 @@ def step_of(data: Any, where: str, ability: str = "pack") -> Any:
             raise RecipeError(f"{data['method']} is a {kind_of(cls)}, which can't stand here")
         names = {f.name for f in dataclasses.fields(cls)}
     except LilliputError as error:
+        if absent and isinstance(error, NotInstalled):
+            return _absent(data, where, error)
         raise RecipeError(f"{where}: {error}") from None
     settings = {key: value for key, value in data.items() if key != "method"}
     _known(settings, names, where)
     try:
         return msgspec.convert(settings, cls)
     except msgspec.ValidationError as error:
+        if absent and isinstance(error.__cause__, NotInstalled):
+            return _absent(data, where, error.__cause__)
         raise RecipeError(f"{where}: {data['method']}: {error}") from None
     except LilliputError as error:
         raise RecipeError(f"{where}: {error}") from None
+
+
+def _absent(data: dict[str, Any], where: str, reason: NotInstalled) -> Absent:
+    """The step as it stands, if it is one that a recipe could have."""
+    settings = {key: value for key, value in data.items() if key != "method"}
+    for key, value in settings.items():
+        if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]{0,63}", key) or not isinstance(value, bool | int | float | str):
+            raise RecipeError(f"{where}.{key}: no setting of a method")
+    return Absent(data["method"], settings, str(reason))
 
 
 def _known(data: Any, names: set[str], where: str) -> None:

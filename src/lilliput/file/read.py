@@ -6,6 +6,7 @@ import io
 import math
 import os
 import stat
+import warnings
 from collections.abc import Callable
 from os import PathLike
 from typing import Any, BinaryIO, TypeVar
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lilliput.core.errors import FileError, LilliputError
+from lilliput.core.errors import FileError, LilliputError, LilliputWarning, NotInstalled
 from lilliput.core.packed import Packed, weight_method
 from lilliput.core.recipe import Recipe, from_data
 from lilliput.file import entries, layout
@@ -36,7 +37,8 @@ def read(path: str | PathLike[str], max_bytes: int = layout.MAX_BYTES) -> Artifa
         max_bytes: cap on the bytes that its tensors take once decoded, and on those of the weights once unpacked.
 
     Returns:
-        The artifact; its tensors are on the CPU and share memory with nothing.
+        The artifact; its tensors are on the CPU and share memory with nothing. Steps of its recipe whose methods
+        aren't installed are `Absent`, of which a `LilliputWarning` tells; no weight needs them.
 
     Raises:
         FileError: the file is missing, damaged, hostile, too large, of a newer format, or no Lilliput file at all.
@@ -97,6 +99,13 @@ def _artifact(opened: Opened, max_bytes: int) -> Artifact:
         tensors = _decoded(found.leaves, opened)
     except MemoryError:
         raise FileError(f"there isn't memory enough for the {found.decoded} bytes that the file declares") from None
+    if recipe.absent:
+        warnings.warn(
+            f"the file's recipe names {one_line(', '.join(recipe.absent))}, which can't be carried out here, since a "
+            "method isn't installed; the weights don't need it",
+            LilliputWarning,
+            stacklevel=2,
+        )
     return Artifact(
         weights={name: _built(node, tensors) for name, node in weights.items()},
         recipe=recipe,
@@ -110,7 +119,7 @@ def _artifact(opened: Opened, max_bytes: int) -> Artifact:
 
 def _recipe(data: Any) -> Recipe:
     try:
-        return from_data(data)
+        return from_data(data, absent=True)
     except LilliputError as error:
         raise FileError(f"manifest: {one_line(error)}") from None
     except Exception as error:  # a method's own checks, met with a stranger's settings
@@ -136,6 +145,10 @@ def _check_methods(name: str, node: Node | int) -> None:
         return
     try:
         weight_method(node.method)
+    except NotInstalled:
+        raise FileError(
+            f"manifest: {name} was packed by {node.method}, which isn't installed; install the package that brings it"
+        ) from None
     except Exception as error:
         raise FileError(f"manifest: {name}: {one_line(error)}") from error
     for part in node.parts.values():

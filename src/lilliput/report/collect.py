@@ -134,7 +134,10 @@ class Report:
         self.artifact = artifact
         self.original = original
         self.path = None if path is None else Path(path)
-        self.notes: list[str] = []
+        self.notes: list[str] = [
+            f"{path} can't be carried out here: it, or a method that it names, isn't installed"
+            for path in artifact.recipe.absent
+        ]
 
     @functools.cached_property
     def _file(self) -> dict[str, Any]:
