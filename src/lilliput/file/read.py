@@ -101,7 +101,7 @@ def _artifact(opened: Opened, max_bytes: int) -> Artifact:
         raise FileError(f"there isn't memory enough for the {found.decoded} bytes that the file declares") from None
     if recipe.absent:
         warnings.warn(
-            f"the file's recipe names {one_line(', '.join(recipe.absent))}, which can't be carried out here, since a "
+            f"the file's recipe names {', '.join(recipe.absent)}, which can't be carried out here, since a "
             "method isn't installed; the weights don't need it",
             LilliputWarning,
             stacklevel=2,
