@@ -1,5 +1,6 @@
 """The report tells what is in the file: sizes from its bytes, values before and after, and facts of the right kind."""
 
+import copy
 import json
 import math
 
@@ -16,7 +17,8 @@ from lilliput.quantize.uniform import Uniform
 from lilliput.report.collect import Report
 from lilliput.report.facts import Stage, accuracy, number, record, stages_of
 from lilliput.report.html import render
-from lilliput.train.compress import compress
+from lilliput.train.attach import attach
+from lilliput.train.compress import compress, pack
 
 
 def network():
@@ -183,3 +185,34 @@ def test_an_empty_network_and_odd_tensors_have_a_report():
     for report in (Artifact({}).report, Artifact(weights).report):
         assert len(report.layers) == len(report.artifact.weights)
         json.dumps(report.to_dict(), allow_nan=False)
+
+
+def test_a_trained_weight_has_no_error_but_against_its_original():
+    """The plain copy of an attached model holds the packed values already: compared with those the error would be 0."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 4))
+    original = copy.deepcopy(model)
+    attach(model, Recipe((Rule("0.*", (Magnitude(sparsity=0.5),)),)))
+    with torch.no_grad():
+        model[0].parametrizations.weight.original.mul_(1.25)
+    artifact = pack(model)
+    assert "error" not in artifact.facts
+    assert artifact.facts["trained"] is True
+    alone = {layer.name: layer for layer in Report(artifact).layers}
+    assert (alone["0.weight"].error, alone["0.weight"].trained) == (None, True)
+    assert not alone["2.weight"].trained
+    told = {layer.name: layer for layer in Report(artifact, original).layers}
+    before = original[0].weight.detach()
+    expected = float((model[0].weight.detach() - before).norm() / before.norm())
+    assert told["0.weight"].error == pytest.approx(expected, rel=1e-5)
+    assert expected > 0.25
+    assert told["2.weight"].error is None
+    assert ">trained</td>" in render(Report(artifact))
+    assert ">trained</td>" not in render(Report(artifact, original))
+    assert "packing and training changed together" in render(Report(artifact, original))
+
+
+def test_a_network_that_was_not_trained_has_errors_and_does_not_say_so(saved):
+    layers = Report(read(saved[2])).layers
+    assert not any(layer.trained for layer in layers)
+    assert "packing and training" not in render(Report(saved[1]))

@@ -128,6 +128,7 @@ def test_more_methods_than_colours_share_the_last():
             {},
             "",
             None,
+            False,
             "",
             None,
             None,

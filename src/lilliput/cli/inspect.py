@@ -60,7 +60,8 @@ def _file(report: Any, everything: bool) -> None:
     for layer in shown:
         cells = [layer.name, f"{layer.kind} {shape_text(layer.shape)}", layer.method]
         cells += [f"{layer.parameters:,} {percent(layer.parameter_share):>6}"]
-        cells += [f"{size_text(layer.bytes)} {percent(layer.byte_share):>6}", digits(layer.bits), percent(layer.error)]
+        cells += [f"{size_text(layer.bytes)} {percent(layer.byte_share):>6}", digits(layer.bits)]
+        cells += ["trained" if layer.trained and layer.error is None else percent(layer.error)]
         terminal.add_row(table, [*cells, *_spread(*([layer.before] if has_before else []), layer.after)])
     terminal.show_table(table)
     rest = [layer for layer in report.layers if layer not in shown]

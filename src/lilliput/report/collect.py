@@ -54,7 +54,9 @@ class Layer:
         coding: how its parts are coded, such as `codes: rans`.
         settings: of the outermost method.
         steps: what the recipe asked for, such as `prune/magnitude sparsity=0.9, share/kmeans bits=5`.
-        error: |w - original| / |original| in the Frobenius norm, or None where it isn't known.
+        error: |w - original| / |original| in the Frobenius norm, or None where it isn't known: of a network that was
+            trained with its recipe attached only the original, if it is at hand, can tell.
+        trained: whether it was trained in its packed form, so that `error` is of packing and training together.
         why: the recipe's word on why, or why it was left as it was.
         before: how the original's values are spread, where the original is known.
         after: how they are spread now.
@@ -74,6 +76,7 @@ class Layer:
     settings: Mapping[str, Any]
     steps: str
     error: float | None
+    trained: bool
     why: str
     before: Distribution | None
     after: Distribution | None
@@ -256,6 +259,7 @@ class Report:
             settings=dict(value.settings) if isinstance(value, Packed) else {},
             steps=steps_text(rule) if rule else "",
             error=told.errors.get(name, relative(tensor, before) if before is not None and packed and fits else None),
+            trained=packed and self.artifact.facts.get("trained") is True,
             why=told.notes.get(name) or (rule.why if rule else ""),
             before=None if before is None else distribution(before, limit),
             after=distribution(tensor, limit),

@@ -91,7 +91,9 @@ def pack(model: nn.Module, *, example: Any = None, remove_dead: bool = True) -> 
 
     Returns:
         The artifact: its weights are, bit for bit, those of the attached model in eval mode, but for biases that took
-        up what a dead channel gave.
+        up what a dead channel gave. Its facts hold no errors, but that it was `trained`: the weights before `attach`
+        are gone, and what training moved is no error of the packing. `Report(artifact, original=...)` tells how far
+        each weight is from an original.
 
     Raises:
         ModelError: if nothing is attached, or a weight isn't finite.
@@ -101,7 +103,8 @@ def pack(model: nn.Module, *, example: Any = None, remove_dead: bool = True) -> 
         raise ModelError("nothing is attached to this model; call attach(model, recipe) first, or compress(...)")
     work = plain_copy(model).eval()
     check_finite(work)
-    draft = Draft(work, state.recipe, packed_weights(model), {"original": tensor_bytes(work)}, dict(state.notes))
+    facts = {"original": tensor_bytes(work), "trained": True}
+    draft = Draft(work, state.recipe, packed_weights(model), facts, dict(state.notes))
     return draft.finished(state.example if example is None else example, remove_dead)
 
 
@@ -159,7 +162,8 @@ class Draft:
     def finished(self, example: Any, remove_dead: bool) -> Artifact:
         """Adds cuts, graph, aliases and facts."""
         found = weights(self.work)
-        self.facts["error"] = errors(found, self.packed)
+        if not self.facts.get("trained"):
+            self.facts["error"] = errors(found, self.packed)
         cuts: tuple[Cut, ...] = ()
         if example is not None:
             with torch.no_grad():
