@@ -425,6 +425,8 @@ def test_every_coding(monkeypatch):
 
 
 def test_the_document_names_every_method_and_limit():
+    from lilliput.coding import huffman, rans
+    from lilliput.coding.parts import bits, curves, model, varint
     from lilliput.file import dictionary as written
     from lilliput.file import layout
 
@@ -441,3 +443,75 @@ def test_the_document_names_every_method_and_limit():
         f"{layout.MAX_DEPTH} deep",
     ):
         assert limit in text
+    for number, constant in (
+        (bits.LONGEST, "header (bits) of `rans` and `huffman` | {:,} bytes"),
+        (bits.MOST_RICE, "n at most {:,}"),
+        (model.MOST_SYMBOLS, "alphabet | {:,} values"),
+        (huffman.MOST_SYMBOLS, "alphabet | {:,} values"),
+        (rans.TABLE, "levels x 2^k at most {:,}"),
+        (curves.STEEPEST, "from -{0:,} to {0:,}"),
+        (huffman.LIMIT, "code words of 1 to {} bits"),
+        (varint.LONGEST, "varint | {} bytes"),
+    ):
+        assert constant.format(number) in text
+
+
+def header(*fields):
+    """A decoder's header of fields (number, width), of gamma codes (number,), and of numbers in a rice code (list)."""
+    from lilliput.coding.parts.bits import BitReader, BitWriter
+
+    writer = BitWriter()
+    for field in fields:
+        if isinstance(field, list):
+            writer.rice(np.array(field))
+        else:
+            writer.gamma(*field) if len(field) == 1 else writer.fixed(*field)
+    return BitReader(memoryview(writer.to_bytes()))
+
+
+def test_the_decoders_hold_to_the_limits_that_the_document_states():
+    """At each limit the field is read, one beyond it is refused."""
+    from lilliput.coding import rans
+    from lilliput.coding.parts import alphabet, curves, varint
+    from lilliput.coding.parts.bits import BitReader, BitWriter
+    from lilliput.core.errors import FileError
+
+    def refused(function, *arguments):
+        with pytest.raises(FileError):
+            function(*arguments)
+
+    BitReader(memoryview(bytes(4 << 20)))
+    refused(BitReader, memoryview(bytes((4 << 20) + 1)))
+    zeros = bytes((1 << 20) // 8 + 2)
+    assert BitReader(memoryview(zeros)).rice(1 << 20).size == 1 << 20
+    refused(BitReader(memoryview(zeros)).rice, (1 << 20) + 1)
+    assert varint.read(memoryview(varint.write(2**64 - 1)), 0) == (2**64 - 1, 10)
+    refused(varint.read, memoryview(varint.write(2**64)), 0)
+    assert alphabet.read_values(header((0,), (4095,), (0, 1)), 4096, np.dtype(np.int16)).size == 4096
+    refused(alphabet.read_values, header((0,), (4096,), (0, 1)), 4096, np.dtype(np.int16))
+    # Two symbols, the centre the first: one slope, of 2^20 or one more; zigzag doubles it.
+    fields = [(15, 4), (4, 3), (0, 1), (0, 6)]
+    for slope, fine in ((1 << 20, True), ((1 << 20) + 1, False), (-(1 << 20), True), (-(1 << 20) - 1, False)):
+        numbers = [2 * slope if slope >= 0 else -2 * slope - 1]
+        if fine:
+            assert abs(int(curves.read(header(*fields, numbers), 2).knots.min())) in {0, 1 << 20}
+        else:
+            refused(curves.read, header(*fields, numbers), 2)
+    refused(curves.apportion, np.ones((1, 2049), np.int64), 4096)
+    assert curves.apportion(np.ones((1, 2048), np.int64), 4096).sum() == 4096
+    # 64 levels x 2^14 slots is the most; with 2^15 it is refused for its table.
+    for k, fine in ((14, True), (15, False)):
+        writer = BitWriter()
+        for number, width in ((k - 12, 2), (0, 4)):
+            writer.fixed(number, width)
+        for number in (0, 1):
+            writer.gamma(number)
+        for number, width in ((0, 1), *fields[:3], (63, 6), (0, 6)):
+            writer.fixed(number, width)
+        writer.rice(np.array([0]))
+        writer.fixed(0, 3)
+        head = writer.to_bytes()
+        data = varint.write(len(head)) + head + (1 << 16).to_bytes(4, "little")
+        with pytest.raises(FileError) as caught:
+            rans.Rans().decode(data, (3,), np.dtype(np.int8))
+        assert ("too many" in str(caught.value)) != fine
