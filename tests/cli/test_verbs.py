@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 import lilliput
 from lilliput.cli.sources import model_of
 from lilliput.file.read import read
+from lilliput.report.text import digits, percent, sparkline
 
 
 def test_compress_writes_a_file_that_runs(call, net, folder):
@@ -78,6 +79,26 @@ def test_inspect_tells_layers_and_where_the_bytes_are(call, compressed, net):
     told = call("inspect", compressed, net("build"), "--json").json
     assert told["layers"][0]["before"]["counts"] != []
     assert told["summary"]["bytes"] == compressed.stat().st_size
+
+
+def test_inspect_tells_share_histogram_and_kurtosis_before_and_after(call, compressed, net):
+    told = call("inspect", compressed, net("build"), "--all", "--json").json["layers"]
+    alone, both = call("inspect", compressed, "--all").out, call("inspect", compressed, net("build"), "--all").out
+    for layer in told:
+        for out in (alone, both):
+            assert f"{layer['parameters']:,} {percent(layer['parameter_share']):>6}" in out
+        before, after = layer["before"], layer["after"]
+        if before is None or after is None:  # integers, such as num_batches_tracked
+            assert layer["name"] == "1.num_batches_tracked"
+            continue
+        assert f"{digits(before['kurtosis'])} → {digits(after['kurtosis'])}" in both
+        assert digits(after["kurtosis"]) in alone
+        assert sparkline(before["counts"]).strip() in both
+        for out in (alone, both):
+            assert sparkline(after["counts"]).strip() in out
+    assert "→" not in alone
+    assert "the values before aren't in the file: give the original model" in alone
+    assert "the values before aren't" not in both
 
 
 def test_inspect_takes_a_model_before_compression(call, net):

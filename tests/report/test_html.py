@@ -11,6 +11,7 @@ from torch import nn
 
 from lilliput.core.recipe import Recipe, Rule
 from lilliput.file.artifact import Artifact
+from lilliput.file.read import read
 from lilliput.quantize.uniform import Uniform
 from lilliput.report.collect import Layer, Report
 from lilliput.report.facts import Stage, record
@@ -155,3 +156,24 @@ def test_numbers_in_words():
     assert sparkline([0] * 32) == " " * 16
     assert set(sparkline(range(32))) <= set(BARS)
     assert printable("a\x1b[2Jb\n") == "a�[2Jb�"
+
+
+def test_each_layers_share_histogram_and_kurtosis_with_the_original_and_without(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 10)).eval()
+    path = tmp_path / "net.safetensors"
+    compress(model, Recipe.preset("int8"), example=torch.rand(1, 1, 8, 8)).save(path)
+    both, alone = Report(read(path), model, path), Report(read(path), path=path)
+    for report in (both, alone):
+        rows = re.findall(r"<tr class=.*?</tr>", render(report), re.DOTALL)
+        layers = [layer for layer in report.layers if f"<b>{layer.name}</b>" in "".join(rows)]
+        assert {layer.name for layer in layers} >= {"0.weight", "3.weight"}
+        for layer, row in zip(layers, rows, strict=True):
+            assert f"<small>{percent(layer.parameter_share)}</small>" in row
+            kurtosis = f"{digits(layer.before.kurtosis)}<br>→ " if layer.before else ""
+            assert f">{kurtosis}{digits(layer.after.kurtosis)}</td>" in row
+            assert row.count('class="present"') == 1
+            assert row.count('class="past"') == (report is both)
+    assert all(layer.before for layer in both.layers if layer.after)
+    assert "give the report the original model" in render(alone)
+    assert "give the report the original model" not in render(both)

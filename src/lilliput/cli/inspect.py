@@ -74,6 +74,8 @@ def _file(report: Any, everything: bool) -> None:
     terminal.say(f"{digits(summary.ratio)} times smaller than {size_text(summary.original)} of tensors; {graph}")
     if summary.after is not None:
         terminal.say(f"metric: {metric(summary.before)} before, {metric(summary.after)} after")
+    if not has_before:
+        terminal.say("the values before aren't in the file: give the original model too to see them")
     for note in report.notes:
         terminal.say(note)
 
