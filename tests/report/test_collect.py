@@ -1,8 +1,10 @@
 """The report tells what is in the file: sizes from its bytes, values before and after, and facts of the right kind."""
 
 import copy
+import errno
 import json
 import math
+import os
 
 import pytest
 import torch
@@ -216,3 +218,18 @@ def test_a_network_that_was_not_trained_has_errors_and_does_not_say_so(saved):
     layers = Report(read(saved[2])).layers
     assert not any(layer.trained for layer in layers)
     assert "packing and training" not in render(Report(saved[1]))
+
+
+@pytest.mark.parametrize("name", ["report.html", "report.json"])
+def test_a_full_disk_leaves_the_old_report_and_nothing_else(saved, tmp_path, monkeypatch, name):
+    (tmp_path / name).write_text("old")
+    names = sorted(os.listdir(tmp_path))
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(FileError, match="No space left on device; nothing was left"):
+        Report(saved[1]).save(tmp_path / name)
+    assert (tmp_path / name).read_text() == "old"
+    assert sorted(os.listdir(tmp_path)) == names

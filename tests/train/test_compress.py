@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
+from torch.utils.data import DataLoader, TensorDataset
 
-from lilliput.core.errors import ModelError
+from lilliput.core.errors import DataError, ModelError, RecipeError
 from lilliput.core.packed import Packed, leaves, unpack
 from lilliput.core.recipe import Recipe, Rule
 from lilliput.file.read import loads
@@ -18,7 +19,8 @@ from lilliput.quantize.float16 import Float16
 from lilliput.quantize.uniform import Uniform
 from lilliput.run.load import load
 from lilliput.share.kmeans import KMeans
-from lilliput.train.compress import compress
+from lilliput.train.attach import attach, attachment
+from lilliput.train.compress import compress, pack
 
 RECIPES = {
     "pruned and shared": Recipe((Rule(steps=(Magnitude(sparsity=0.8), KMeans(bits=3), Float16())),)),
@@ -83,6 +85,44 @@ def test_tied_weights_stay_one():
     artifact = compress(model, RECIPES["pruned and shared"])
     assert artifact.aliases == {"b.weight": "a.weight"}
     assert isinstance(artifact.weights["a.weight"], Packed)
+
+
+NOTHING = Recipe((Rule(match="9.*", steps=(Uniform(),)),))
+
+
+@pytest.mark.parametrize("use", [compress, attach])
+def test_a_pattern_that_matches_nothing_is_named(use):
+    model = net()
+    with pytest.raises(RecipeError, match=r"rule\[0\] \(match = '9.\*'.* fits no weight; there is"):
+        use(model, NOTHING)
+    assert attachment(model) is None
+
+
+@pytest.mark.parametrize("use", [compress, attach])
+@pytest.mark.parametrize("data", [[], (), DataLoader(TensorDataset(torch.empty(0, 3, 3, 3)), batch_size=2)])
+def test_an_empty_loader_is_named(use, data):
+    model = net()
+    with pytest.raises(DataError, match="the data is empty"):
+        use(model, RECIPES["pruned"], data)
+    assert attachment(model) is None
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("name", ["0.weight", "3.bias"])
+def test_weights_that_are_nan_are_named_with_their_layer(bad, name):
+    model = net()
+    with torch.no_grad():
+        model.get_parameter(name).view(-1)[1] = bad
+    with pytest.raises(ModelError, match=rf"{name}: 1 of \d+ weights are NaN or infinite"):
+        compress(model, RECIPES["pruned"])
+
+
+def test_weights_that_training_made_nan_are_not_packed():
+    model = attach(net(), RECIPES["halved"])
+    with torch.no_grad():
+        model[3].bias[0] = torch.nan
+    with pytest.raises(ModelError, match=r"3.bias: 1 of 4 weights are NaN"):
+        pack(model)
 
 
 def residual():
