@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from lilliput.core.packed import Packed, unpack
     from lilliput.core.recipe import Recipe, Rule, presets
     from lilliput.file.artifact import Artifact
+    from lilliput.graph.narrow import cut
     from lilliput.run.load import load
     from lilliput.search.plan import plan
     from lilliput.train.attach import advance, attach, detach, new_parameters
@@ -31,6 +32,7 @@ __all__ = [
     "advance",
     "attach",
     "compress",
+    "cut",
     "detach",
     "find",
     "fit",
@@ -55,6 +57,7 @@ _HOMES = {
     "advance": "train.attach",
     "attach": "train.attach",
     "compress": "train.compress",
+    "cut": "graph.narrow",
     "detach": "train.attach",
     "find": "core.method",
     "fit": "train.fit",

@@ -20,3 +20,20 @@ class Cut:
     axis: int
     kept: tuple[int, ...]
     size: int
+
+
+@dataclass(frozen=True)
+class Resize:
+    """A size that the user's module keeps as an attribute, as its number of heads, and that a cut changes.
+
+    Attributes:
+        module: the module's name, empty for the model itself.
+        attribute: name of an integer, or of a list or tuple of integers.
+        old: before the cut.
+        new: after it, of the same kind and length.
+    """
+
+    module: str
+    attribute: str
+    old: tuple[int, ...]
+    new: tuple[int, ...]

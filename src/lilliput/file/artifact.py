@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from lilliput.core.cut import Cut
+from lilliput.core.cut import Cut, Resize
 from lilliput.core.errors import FileError
 from lilliput.core.packed import Packed, unpack
 from lilliput.core.recipe import Recipe
@@ -30,6 +30,7 @@ class Artifact:
         graph: the network as operators, which runs without the model's class; None where it couldn't be exported.
         constants: tensors of the graph that are in no state dict.
         cuts: which channels were removed, for loading into a fresh model of the user's class.
+        sizes: attributes of the user's modules, as numbers of heads, that follow the cuts.
         aliases: names of tied weights -> the name under which they are stored.
         facts: measurements and notes, JSON-able: sizes before, error and reason by layer, what was kept and why.
     """
@@ -39,6 +40,7 @@ class Artifact:
     graph: Graph | None = None
     constants: Mapping[str, Tensor] = field(default_factory=dict)
     cuts: tuple[Cut, ...] = ()
+    sizes: tuple[Resize, ...] = ()
     aliases: Mapping[str, str] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
 

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-from lilliput.core.cut import Cut
+from lilliput.core.cut import Cut, Resize
 from lilliput.core.errors import FileError
 from lilliput.file import layout
 from lilliput.file.header import Range
 from lilliput.file.leaf import Leaf
 from lilliput.file.manifest import is_setting
 
-_KEYS = frozenset("wcarkfg")
+_KEYS = frozenset("wcarkfgz")
 _PACKED_KEYS = frozenset("msdxp")
 
 
@@ -215,3 +215,26 @@ def _cut(item: object) -> Cut:
         at += gap
         kept.append(at)
     return Cut(name, axis, tuple(kept), size)
+
+
+def sizes(data: object) -> tuple[Resize, ...]:
+    """Reads the sizes that follow the cuts: `[module, attribute, old numbers, new numbers]` each."""
+    if not isinstance(data, list):
+        raise FileError("manifest: sizes must be a list")
+    return tuple(_size(item) for item in data)
+
+
+def _size(item: object) -> Resize:
+    if not isinstance(item, list) or len(item) != 4:
+        raise FileError("manifest: a size must be [module, attribute, old, new]")
+    module, attribute, old, new = item
+    if not isinstance(module, str) or len(module) > layout.MAX_NAME:
+        raise FileError("manifest: a size must name a module")
+    if not isinstance(attribute, str) or not attribute.isidentifier() or attribute.startswith("_"):
+        raise FileError("manifest: a size must name an attribute that is no private one")
+    for numbers in (old, new):
+        if not isinstance(numbers, list) or any(type(x) is not int or not 0 <= x < 2**31 for x in numbers):
+            raise FileError("manifest: a size must be whole numbers")
+    if not old or len(old) != len(new) or len(old) > 64:
+        raise FileError("manifest: a size must have as many numbers before and after, 1 to 64")
+    return Resize(module, attribute, tuple(old), tuple(new))

@@ -112,6 +112,7 @@ def _artifact(opened: Opened, max_bytes: int) -> Artifact:
         graph=graph,
         constants={name: _plain(name, node, tensors) for name, node in constants.items()},
         cuts=cuts,
+        sizes=entries.sizes(table.get("z", [])),
         aliases=aliases,
         facts=facts,
     )

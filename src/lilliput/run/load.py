@@ -52,7 +52,7 @@ def fill(model: nn.Module, artifact: Artifact) -> nn.Module:
     if artifact.cuts:
         # On a copy first: if the file is of another model, this one must stay as it is.
         fitting = copy.deepcopy(model)
-        apply_cuts(fitting, Cuts(artifact.cuts))
+        apply_cuts(fitting, Cuts(artifact.cuts, sizes=artifact.sizes))
     own = fitting.state_dict(keep_vars=True)
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     if missing or extra:
@@ -67,7 +67,7 @@ def fill(model: nn.Module, artifact: Artifact) -> nn.Module:
                 f"{type(model).__name__}: build the model with the settings that it was trained with"
             )
     if artifact.cuts:
-        apply_cuts(model, Cuts(artifact.cuts))
+        apply_cuts(model, Cuts(artifact.cuts, sizes=artifact.sizes))
         own = model.state_dict(keep_vars=True)
     with torch.no_grad():
         for name, tensor in state.items():

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from lilliput.core.checks import is_finite
-from lilliput.core.cut import Cut
 from lilliput.core.data import first, inputs_of
 from lilliput.core.errors import LilliputError, ModelError, NotWorthwhile
 from lilliput.core.layers import Weight, weights
 from lilliput.core.packed import Packed, map_leaves, pack_steps, unpack
 from lilliput.core.recipe import Recipe
 from lilliput.file.artifact import Artifact
+from lilliput.graph.cut import Cuts, compose, noted_cuts
 from lilliput.graph.fold import absorb
 from lilliput.graph.fold import fold as fold_batch_norms
 from lilliput.graph.ir import Graph
@@ -164,19 +164,20 @@ class Draft:
         found = weights(self.work)
         if not self.facts.get("trained"):
             self.facts["error"] = errors(found, self.packed)
-        cuts: tuple[Cut, ...] = ()
+        made = noted_cuts(self.work)
         if example is not None:
             with torch.no_grad():
                 for weight in found:
                     weight.parameter.copy_(unpack(self.packed[weight.name]))
         if remove_dead and example is not None:
-            cuts, lines = shrink(self.work, self.packed, self.recipe, example)
+            dead, lines = shrink(self.work, self.packed, self.recipe, example)
+            made = compose(made, Cuts(dead))
             self.notes |= {f"dead channels {number}": line for number, line in enumerate(lines, 1)}
         graph, constants = self._traced(example)
         aliases = {alias: weight.name for weight in found for alias in weight.aliases}
         if self.notes:
             self.facts["notes"] = self.notes
-        return Artifact(self.packed, self.recipe, graph, constants, cuts, aliases, self.facts)
+        return Artifact(self.packed, self.recipe, graph, constants, made.cuts, made.sizes, aliases, self.facts)
 
     def _traced(self, example: Any) -> tuple[Graph | None, dict[str, Tensor]]:
         if example is None:

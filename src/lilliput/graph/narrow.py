@@ -1,0 +1,324 @@
+"""`cut`: a smaller model by its groups, each verified against zeroed channels and rolled back where it fails."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lilliput.core.cut import Cut, Resize
+from lilliput.core.errors import MethodError
+from lilliput.core.method import find
+from lilliput.graph.bounds import first_line
+from lilliput.graph.cut import Cuts, apply_cuts, compose, cut_tensors, note_cuts, noted_cuts
+from lilliput.graph.groups import Analysis, Group, analyse, removed_indices
+from lilliput.graph.rewrite import rewrite
+from lilliput.graph.run import GraphModule
+from lilliput.graph.sizes import labels_by_class, resizes
+from lilliput.graph.structure import tensors_in
+
+Chosen = tuple[Group, tuple[int, ...], tuple[int, ...]]
+"""A group, the channels that go, and their classes."""
+Score = Callable[[Tensor], Tensor]
+
+_TOLERANCE = 2e-3
+
+
+def cut(
+    model: nn.Module,
+    share: float | Mapping[str, float],
+    example: Any,
+    *,
+    criterion: Any = None,
+    multiple: int = 1,
+    seconds: float = 300.0,
+) -> tuple[nn.Module, Cuts]:
+    """Removes a share of the channels of each group that can lose some.
+
+    In eval mode the smaller model computes what the model computes with those channels set to zero in all parameters
+    that hold them. That is verified: all groups at once, and where it fails by halves, until the groups that fail are
+    found; they are kept whole, and the reason said.
+
+    Args:
+        model: any module; it is not changed. A `GraphModule`, as `load` gives it, is cut without a class.
+        share: of the channels of each group that go, 0 to 1; or by pattern of a member's name, the first match wins.
+        example: as for `trace`.
+        criterion: scores weights, higher is kept: a name in `prune`, or an object with `score(weight, stats)`; by
+            default squares, so that a channel's score is the sum of squares of all that goes with it.
+        multiple: the number of channels that stay is rounded up to a multiple of it.
+        seconds: after which no further group is tried.
+
+    Returns:
+        The smaller model, and the cuts: data for a file, with a line for each group.
+
+    Raises:
+        ModelError: the model can't be traced.
+        MethodError: a share out of range, an unknown criterion.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+        >>> smaller, cuts = cut(model, 0.5, torch.rand(1, 4))
+        >>> smaller[0].out_features, smaller[2].in_features, cuts.lines[0]
+        (3, 3, '0.weight: removed 3 of 6 channels')
+    """
+    until = time.monotonic() + seconds
+    if multiple < 1:
+        raise MethodError(f"cut: multiple must be at least 1, it is {multiple}")
+    score = _score_of(criterion)
+    analysis = analyse(model, example)
+    state = dict(model.named_parameters(remove_duplicate=False))
+    wanted: list[Chosen] = []
+    for group, units in zip(analysis.groups, analysis.units):
+        if group.members:
+            number = _number(group, share, multiple)
+            gone = _weakest(group, state, score, number) if number else ()
+            if gone:
+                wanted.append((group, gone, tuple(units[channel] for channel in gone)))
+    work = _Work(model, analysis, example, until)
+    with torch.no_grad():
+        work.extend(wanted)
+    cuts = work.cuts(work.accepted)
+    smaller = work.made(model, work.accepted)
+    for path, module in smaller.named_modules():
+        module.training = model.get_submodule(path).training
+    cuts = Cuts(cuts.cuts, {}, tuple(_lines(analysis, work)), cuts.sizes)
+    note_cuts(smaller, compose(noted_cuts(model), cuts))
+    return smaller, cuts
+
+
+def _score_of(criterion: Any) -> Score:
+    if criterion is None:
+        return lambda weight: weight.detach().float().square()
+    method = find("prune", criterion)() if isinstance(criterion, str) else criterion
+    return lambda weight: method.score(weight.detach(), None)
+
+
+def _number(group: Group, share: float | Mapping[str, float], multiple: int) -> int:
+    """How many channels go."""
+    part: float = 0.0
+    if isinstance(share, Mapping):
+        names = [member.parameter for member in group.members]
+        part = next((value for key, value in share.items() if any(fnmatchcase(name, key) for name in names)), 0.0)
+    else:
+        part = share
+    if not 0 <= part <= 1:
+        raise MethodError(f"cut: a share must be between 0 and 1, it is {part}")
+    step = multiple // math.gcd(multiple, len(group.members[0].places[0]))
+    kept = max(group.size - int(part * group.size), 1)
+    return max(group.size - math.ceil(kept / step) * step, 0)
+
+
+def _weakest(group: Group, state: Mapping[str, Tensor], score: Score, number: int) -> tuple[int, ...]:
+    total = torch.zeros(group.size)
+    for member in group.members:
+        weight = state.get(member.parameter)
+        if weight is None or not weight.is_floating_point():
+            continue
+        scores = score(weight).float()
+        if scores.shape != weight.shape:
+            continue
+        along = scores.movedim(member.axis, 0).flatten(1).sum(1) if weight.dim() > 1 else scores
+        counts = torch.tensor([len(places) for places in member.places])
+        owner = torch.arange(group.size).repeat_interleave(counts)
+        flat = torch.tensor([index for places in member.places for index in places])
+        total.index_add_(0, owner, along[flat].cpu())
+    return tuple(sorted(int(channel) for channel in total.argsort(stable=True)[:number]))
+
+
+@dataclass
+class _Work:
+    """What was accepted so far, and how a step is tried.
+
+    Attributes:
+        model: the user's, unchanged.
+        analysis: its groups.
+        example: what is run.
+        until: when to stop.
+        accepted: groups that are cut.
+        sizes: attributes that follow.
+        reasons: why others are kept.
+    """
+
+    model: nn.Module
+    analysis: Analysis
+    example: Any
+    until: float
+    accepted: list[Chosen] = field(default_factory=list)
+    sizes: dict[tuple[str, str], Resize] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.labels = labels_by_class(self.analysis)
+        self.probe = _probe(self.model)
+
+    def extend(self, batch: Sequence[Chosen]) -> None:
+        """Accepts groups all at once, or by halves."""
+        if not batch:
+            return
+        if time.monotonic() > self.until:
+            self.reasons |= {group.name: "the time given for verification ran out" for group, _, _ in batch}
+            return
+        failure = ""
+        tried: list[Any] = []
+        for boldness in (0, 1, 2) if len(batch) == 1 else (0, 1):
+            sizes = self.guess(batch, boldness)
+            if sizes in tried:
+                continue
+            tried.append(sizes)
+            trouble = self.trouble([*self.accepted, *batch], sizes)
+            if not trouble:
+                self.accepted += batch
+                self.sizes = self.fewest(sizes)
+                return
+            failure = failure or trouble
+        if len(batch) == 1:
+            self.reasons[batch[0][0].name] = failure
+            return
+        middle = len(batch) // 2
+        self.extend(batch[:middle])
+        self.extend(batch[middle:])
+
+    def fewest(self, sizes: dict[tuple[str, str], Resize]) -> dict[tuple[str, str], Resize]:
+        """Takes back each guess that isn't needed."""
+        for name in dict.fromkeys(attribute for _, attribute in sizes.keys() - self.sizes.keys()):
+            fewer = {key: size for key, size in sizes.items() if key[1] != name or key in self.sizes}
+            if fewer != sizes and not self.trouble(self.accepted, fewer):
+                sizes = fewer
+        return sizes
+
+    def gone(self, chosen: Sequence[Chosen]) -> Any:
+        """For each atom whether it is removed."""
+        roots = np.zeros(self.analysis.flow.atoms.count, bool)
+        for _, _, classes in chosen:
+            roots[list(classes)] = True
+        return roots[self.analysis.classes.root]
+
+    def guess(self, batch: Sequence[Chosen], boldness: int) -> dict[tuple[str, str], Resize]:
+        """Attributes that follow, with those of the groups accepted before."""
+        if isinstance(self.model, GraphModule):
+            return {}
+        gone = self.gone([*self.accepted, *batch])
+        found = dict(self.sizes)
+        for group, _, classes in batch:
+            labels = {id(label): label for label in self.labels.get(classes[0], [])}
+            for change in resizes(self.model, group, labels.values(), gone, boldness):
+                key = change.module, change.attribute
+                before = found.get(key, change)
+                if before.old == change.old:
+                    both = zip(change.old, before.new, change.new)
+                    change = replace(change, new=tuple(a if b == o else b for o, a, b in both))  # noqa: PLW2901
+                found[key] = change
+        return found
+
+    def cuts(self, chosen: Sequence[Chosen], sizes: Mapping[tuple[str, str], Resize] | None = None) -> Cuts:
+        """The cuts as data."""
+        removed = removed_indices([(group, channels) for group, channels, _ in chosen])
+        shapes = self.analysis.flow.shapes
+        cuts = []
+        for (name, axis), indices in removed.items():
+            size = shapes[name][axis]
+            cuts.append(Cut(name, axis, tuple(index for index in range(size) if index not in indices), size))
+        return Cuts(tuple(cuts), sizes=tuple((self.sizes if sizes is None else sizes).values()))
+
+    def made(
+        self, model: nn.Module, chosen: Sequence[Chosen], sizes: Mapping[tuple[str, str], Resize] | None = None
+    ) -> nn.Module:
+        """A smaller model."""
+        cuts = self.cuts(chosen, sizes)
+        if isinstance(model, GraphModule):
+            tensors: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+            tensors |= dict(model.named_buffers(remove_duplicate=False))
+            graph = rewrite(self.analysis.flow, self.gone(chosen))
+            tensors = {name: value for name, value in tensors.items() if name not in graph.aliases}
+            return GraphModule(graph, {name: value.clone() for name, value in cut_tensors(tensors, cuts.cuts).items()})
+        smaller = copy.deepcopy(model) if model is self.model else _sharing(model)
+        apply_cuts(smaller, cuts)
+        return smaller
+
+    def trouble(self, chosen: Sequence[Chosen], sizes: Mapping[tuple[str, str], Resize]) -> str:
+        """What is wrong with the smaller model; empty if it computes what the zeroed one does."""
+        try:
+            zeroed = _run(_zeroed(self.probe, self.cuts(chosen)), self.example)
+            got = _run(self.made(self.probe, chosen, sizes).eval(), self.example)
+        # Whatever the user's own code raises at sizes that it doesn't know.
+        except Exception as error:
+            return f"the model can't run without some of them ({type(error).__name__}: {first_line(error)[:120]})"
+        if len(zeroed) != len(got) or any(not _equal(one, two) for one, two in zip(zeroed, got)):
+            return "removing some of them doesn't give what zeroing them gives"
+        return ""
+
+
+def _run(model: nn.Module, example: Any) -> list[Tensor]:
+    if isinstance(example, Mapping):
+        return tensors_in(model(**example))
+    return tensors_in(model(*((example,) if isinstance(example, Tensor) else tuple(example))))
+
+
+def _equal(one: Tensor, two: Tensor) -> bool:
+    if one.shape != two.shape:
+        return False
+    if not one.is_floating_point():
+        return torch.equal(one, two)
+    same = torch.isfinite(one) == torch.isfinite(two)
+    if not bool(same.all()):
+        return False
+    one, two = one.nan_to_num(0.0, 0.0, 0.0).double(), two.nan_to_num(0.0, 0.0, 0.0).double()
+    scale = float(one.abs().max()) if one.numel() else 0.0
+    # A network's output may be nearly the same everywhere: what counts is how much it differs from place to place.
+    spread = float(one.std()) if one.numel() > 1 else scale
+    return bool(((one - two).abs() <= _TOLERANCE * max(spread, 1e-3 * scale) + 1e-7 * scale + 1e-12).all())
+
+
+def _sharing(model: nn.Module) -> nn.Module:
+    """A copy whose parameters and buffers are the model's own memory."""
+    held: dict[int, Any] = {id(p): p for p in model.parameters()}
+    held |= {id(b): b for b in model.buffers()}
+    return copy.deepcopy(model, held)
+
+
+def _probe(model: nn.Module) -> nn.Module:
+    """The model with values in parameters that are nearly zero, so that no branch's mistake is hidden by them."""
+    probe = _sharing(model).eval()
+    generator = torch.Generator().manual_seed(0)
+    values = {}
+    for name, parameter in probe.named_parameters():
+        if parameter.is_floating_point() and parameter.numel() and float(parameter.detach().abs().max()) < 1e-2:
+            drawn: Tensor = torch.rand(parameter.shape, generator=generator) * 0.4 - 0.1
+            values[name] = drawn.to(parameter)
+    apply_cuts(probe, Cuts((), values))
+    return probe
+
+
+def _zeroed(model: nn.Module, cuts: Cuts) -> nn.Module:
+    state: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    state |= dict(model.named_buffers(remove_duplicate=False))
+    values: dict[str, Tensor] = {}
+    for one in cuts.cuts:
+        if state[one.parameter].is_floating_point():
+            value = values.setdefault(one.parameter, state[one.parameter].detach().clone())
+            gone = torch.ones(one.size, dtype=torch.bool)
+            gone[list(one.kept)] = False
+            value.index_fill_(one.axis, gone.nonzero().flatten().to(value.device), 0.0)
+    zeroed = _sharing(model)
+    apply_cuts(zeroed, Cuts((), values))
+    return zeroed
+
+
+def _lines(analysis: Analysis, work: _Work) -> list[str]:
+    lost = {group.name: len(channels) for group, channels, _ in work.accepted}
+    lines = []
+    for group in analysis.groups:
+        reason = group.reason or work.reasons.get(group.name)
+        if group.name in lost and not group.reason:
+            lines.append(f"{group.name}: removed {lost[group.name]} of {group.size} channels")
+        elif reason:
+            lines.append(f"{group.name}: kept whole because {reason}")
+    return lines
