@@ -224,14 +224,14 @@ def printed(settings: dict[str, Any]) -> Table:
 
 def text_of(result: dict[str, Any]) -> str:
     """JSON in which a weight takes one line."""
-    lines = {}
+    lines, settings = {}, {}
     for name, found in result["settings"].items():
-        for number, row in enumerate(found["weights"]):
-            lines[f'"{name} {number}"'] = json.dumps([row[column] for column in COLUMNS])
-        found["weights"] = [f"{name} {number}" for number in range(len(found["weights"]))]
-    text = json.dumps(result, indent=1)
+        marks = [f"{name} {number}" for number in range(len(found["weights"]))]
+        lines.update((mark, [row[c] for c in COLUMNS]) for mark, row in zip(marks, found["weights"]))
+        settings[name] = {"summary": found["summary"], "weights": marks}
+    text = json.dumps({**result, "settings": settings}, indent=1)
     for mark, line in lines.items():
-        text = text.replace(mark, line)
+        text = text.replace(f'"{mark}"', json.dumps(line))
     return text + "\n"
 
 

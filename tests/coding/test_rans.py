@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from lilliput.coding import choose
-from lilliput.coding.parts import curves, stream
+from lilliput.coding.parts import curves, search, stream
 from lilliput.coding.parts.alphabet import Alphabet
 from lilliput.coding.parts.bits import BitReader, BitWriter
 from lilliput.coding.parts.model import lanes_for
@@ -87,6 +87,21 @@ def test_below_entropy_where_an_axis_differs(axis: int) -> None:
     data = Rans().encode(weights)
     assert data is not None
     assert 8 * len(data) < 0.98 * choose.entropy_bits(weights)
+
+
+def test_more_curves_where_pruned_rows_differ_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(3)
+    weights = random.normal(0, np.exp(random.normal(0, 1, (600, 1))), (600, 500))
+    pruned = np.where(np.abs(weights) < np.quantile(np.abs(weights), 0.9), 0, np.rint(2 * weights)).clip(-60, 60)
+    array = pruned.astype(np.int8)
+    sizes = {}
+    for anchors in ((2, 3), (2, 3, 5, 7)):
+        monkeypatch.setattr(search, "ANCHORS", anchors)
+        data = Rans().encode(array)
+        assert data is not None
+        assert (Rans().decode(data, array.shape, array.dtype) == array).all()
+        sizes[anchors] = len(data)
+    assert sizes[2, 3, 5, 7] < 0.998 * sizes[2, 3] < 0.9 * choose.entropy_bits(array) / 8
 
 
 def test_lane_states_stay_within_their_share() -> None:

@@ -22,6 +22,8 @@ SPACINGS = (0.3, 0.7)
 """Steps of log2 t from level to level that are tried, of large arrays only the first."""
 LARGE = 1 << 18
 """Elements from which an array is large: there the finer step is as good."""
+ANCHORS = (2, 3, 5, 7)
+"""Numbers of curves that are tried, as long as more of them pay: pruned weights want more than dense ones."""
 ROUNDS = 2
 LEAST = 256
 """Arrays of fewer elements aren't searched."""
@@ -44,10 +46,15 @@ def fit(letters: Alphabet, flat: np.ndarray, shape: tuple[int, int, int]) -> Mod
         if total == 1:
             continue
         counts = count(symbols, maps, total, len(letters))
-        for anchors in (2, 3):
-            if anchors <= total:
-                found = model.fit_levels(letters, counts, maps, anchors, like=plain)
-                best = found if found.total_bits < best.total_bits else best
+        fewer: Model | None = None
+        for anchors in ANCHORS:
+            if anchors > total:
+                break
+            found = model.fit_levels(letters, counts, maps, anchors, like=plain)
+            best = found if found.total_bits < best.total_bits else best
+            if fewer is not None and found.total_bits >= fewer.total_bits:
+                break
+            fewer = found
     return best
 
 
