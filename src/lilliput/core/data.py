@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -24,6 +25,22 @@ def first(data: Iterable[Any]) -> Any:
         raise DataError("the data is empty: give an iterable with at least one batch") from None
     except TypeError:
         raise DataError(f"data must be an iterable of batches, not {type(data).__name__}") from None
+
+
+def peeked(data: Any) -> tuple[Any, Any]:
+    """Returns the first element and data that still begin with it, though they may be an iterator.
+
+    Raises:
+        DataError: as `first` does.
+
+    >>> element, data = peeked(iter([1, 2]))
+    >>> element, list(data)
+    (1, [1, 2])
+    """
+    element = first(data)
+    if isinstance(data, Iterator):
+        return element, itertools.chain([element], data)
+    return element, data
 
 
 def inputs_of(batch: Any) -> Any:

@@ -73,6 +73,7 @@ class WeightMethod(Protocol):
         trained: see `training`.
         frozen: parts that stay as they were first packed while the weight is trained (a mask, cluster indices).
         needs: what `Stats` must hold for this method to pack.
+        updates: packing also changes the weights that it keeps, to make up for those removed; training starts there.
         exact: the method minimises the squared error of its setting exactly, so that a finer setting is never worse.
     """
 
@@ -82,6 +83,7 @@ class WeightMethod(Protocol):
     trained: ClassVar[tuple[str, ...]] = ()
     frozen: ClassVar[tuple[str, ...]] = ()
     needs: ClassVar[frozenset[str]] = frozenset()
+    updates: ClassVar[bool] = False
     exact: ClassVar[bool] = False
 
     def pack(self, weight: Tensor, stats: Any = None, prior: Packed | None = None) -> Packed:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -27,11 +27,13 @@ class Sparse(WeightMethod):
     Attributes:
         sparsity: part of the weights to be removed, 0 <= sparsity < 1.
         pattern: name of a pattern of `prune/`, such as `"unstructured"`.
+        nested: of the same weight a larger sparsity removes all that a smaller one does.
     """
 
     sparsity: float = 0.0
     pattern: str = "unstructured"
 
+    nested: ClassVar[bool] = True
     into = ("values",)
     training = "through"
     frozen = ("mask",)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from lilliput.core.recipe import Recipe, Rule
 from lilliput.file.artifact import Artifact
 from lilliput.file.read import loads
 from lilliput.file.write import dumps, size
+from lilliput.testing.calibrated import stats_for
 from lilliput.testing.spread import gaussian, same, settings_of, tried, weights
 from lilliput.train.attach import attach, attached, packed_weights
 
@@ -53,13 +55,15 @@ def model_of(steps: tuple[Any, ...], values: Mapping[str, Tensor]) -> tuple[Weig
     claimed = {
         name: value
         for name, value in values.items()
-        if tried(lambda v=value: pack_steps(v, steps), f"{steps} on {name} {tuple(value.shape)}") is not None  # type: ignore[misc]
+        if tried(partial(pack_steps, value, steps, stats_for(steps, value)), f"{steps} on {name} {tuple(value.shape)}")
+        is not None
     }
     model = Weights({name: value.clone() for name, value in claimed.items()})
     if claimed:
         rules = recipe_of(steps).rules
         ranks = {value.ndim >= 2 for value in claimed.values()}
-        attach(model, Recipe(tuple(rule for rule, rank in zip(rules, (True, False)) if rank in ranks)))
+        stats = {name: found for name, value in claimed.items() if (found := stats_for(steps, value)) is not None}
+        attach(model, Recipe(tuple(rule for rule, rank in zip(rules, (True, False)) if rank in ranks)), stats=stats)
     return model, len(claimed)
 
 

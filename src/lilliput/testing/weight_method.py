@@ -16,6 +16,7 @@ from lilliput.core.method import find_path
 from lilliput.core.packed import Packed, leaves, unpack
 from lilliput.core.recipe import Recipe, Rule
 from lilliput.testing import hostile
+from lilliput.testing.calibrated import stats_for
 from lilliput.testing.spread import large, same, settings_of, tried, weights
 
 # Rounding that an exact optimum may show: relative to the energy of the weight.
@@ -32,7 +33,7 @@ def packings(cls: Any) -> Iterator[tuple[str, Tensor, Packed]]:
         claimed = 0
         for name, weight in weights().items():
             what = f"{setting} on {name} {tuple(weight.shape)}"
-            packed = tried(lambda s=setting, w=weight: s.pack(w), what)  # type: ignore[misc]
+            packed = tried(lambda s=setting, w=weight: s.pack(w, stats_for((s,), w)), what)  # type: ignore[misc]
             if packed is not None:
                 claimed += 1
                 yield what, weight, packed
@@ -45,7 +46,7 @@ def preserves(cls: Any) -> None:
         for name, weight in weights().items():
             what = f"{setting} on {name}"
             before = weight.clone()
-            packed = tried(lambda s=setting, w=weight: s.pack(w), what)  # type: ignore[misc]
+            packed = tried(lambda s=setting, w=weight: s.pack(w, stats_for((s,), w)), what)  # type: ignore[misc]
             assert same(weight, before), f"{what}: pack changed its input"
             if packed is None:
                 continue
@@ -56,7 +57,7 @@ def preserves(cls: Any) -> None:
             assert value.dtype == weight.dtype, f"{what}: unpacks to {value.dtype}"
             assert bool(torch.isfinite(value).all()), f"{what}: unpacks to NaN or infinity"
             assert same(unpack(packed), value), f"{what}: unpacking twice gives two weights"
-            again = dict(leaves(setting.pack(weight)))
+            again = dict(leaves(setting.pack(weight, stats_for((setting,), weight))))
             for part, tensor in leaves(packed):
                 assert same(tensor, again[part]), f"{what}: part {part} differs when packed again"
 
@@ -90,9 +91,10 @@ def refuses_nan(cls: Any) -> None:
         for bad in (math.nan, math.inf, -math.inf):
             for name in ("linear", "conv", "low_rank"):
                 weight = weights()[name].clone()
+                stats = stats_for((setting,), weight)
                 weight.view(-1)[7] = bad
                 what = f"{setting} on {name} with {bad}"
-                assert tried(lambda s=setting, w=weight: s.pack(w), what) is None, f"{what}: was packed"  # type: ignore[misc]
+                assert tried(lambda s=setting, w=weight, k=stats: s.pack(w, k), what) is None, f"{what}: was packed"  # type: ignore[misc]
 
 
 def finer_is_no_worse(cls: Any) -> None:
@@ -121,7 +123,7 @@ def finer_is_no_worse(cls: Any) -> None:
 def squared_error(setting: Any, weight: Tensor) -> float | None:
     """Returns sum (w - unpack(pack(w)))^2; 0 where packing isn't worthwhile, None where it is refused."""
     try:
-        packed = setting.pack(weight)
+        packed = setting.pack(weight, stats_for((setting,), weight))
     except NotWorthwhile:
         return 0.0
     except MethodError:

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from lilliput.core.data import first, inputs_of
+from lilliput.core.data import inputs_of, peeked
 from lilliput.core.errors import LilliputError, ModelError, NotWorthwhile, RecipeError
 from lilliput.core.layers import Weight, weights
 from lilliput.core.packed import Packed
 from lilliput.core.recipe import Recipe
+from lilliput.train.calibrate import calibrated
 from lilliput.train.node import Node
 
 # Where an attached model keeps its recipe: a plain attribute, so that deepcopy carries it and state_dict doesn't.
@@ -57,9 +58,9 @@ def attach(model: nn.Module, recipe: Recipe, data: Any = None, *, example: Any =
     Args:
         model: the user's model; changed in place, or not at all if this raises.
         recipe: what to do with which weight.
-        data: any iterable of inputs; its first element serves as `example`.
+        data: any iterable of batches; the first serves as `example`, what methods need is collected from all.
         example: one input (a tensor, tuple or dict), from which `pack` later gets the graph.
-        stats: what `observe` collected, by weight name.
+        stats: what `observe.collect` collected, by weight name; isn't collected again.
 
     Returns:
         The same model.
@@ -78,18 +79,16 @@ def attach(model: nn.Module, recipe: Recipe, data: Any = None, *, example: Any =
     found = weights(model)
     recipe.check(found)
     if example is None and data is not None:
-        example = inputs_of(first(data))
+        batch, data = peeked(data)
+        example = inputs_of(batch)
+    stats = calibrated(model, recipe, data, stats)
     notes: dict[str, str] = {}
-    planned: list[tuple[Weight, Node]] = []
-    for weight in found:
-        node = _node_for(model, weight, recipe, (stats or {}).get(weight.name), notes)
-        if node is not None:
-            planned.append((weight, node))
+    nodes = [(weight, _node_for(model, weight, recipe, stats.get(weight.name), notes)) for weight in found]
+    planned = [(weight, node) for weight, node in nodes if node is not None]
     previous = attachment(model)
     fixed = {weight.name for weight in found if not weight.parameter.requires_grad}
     if previous is not None:
-        if example is None:
-            example = previous.example
+        example = previous.example if example is None else example
         fixed = _detach_but_latent(model, previous, {weight.name for weight, _ in planned})
     paths = dict.fromkeys(path for weight, _ in planned for path, _ in weight.owners)
     order = {path: tuple(model.get_submodule(path)._parameters) for path in paths}
@@ -121,6 +120,9 @@ def _node_for(model: nn.Module, weight: Weight, recipe: Recipe, stats: Any, note
 
 def _register(model: nn.Module, weight: Weight, node: Node) -> None:
     node.train(model.training)
+    if node.moved is not None:
+        weight.parameter.data.copy_(node.moved)
+        node.moved = None
     for module, attribute in _places(model, weight):
         # unsafe: the check would run every method once more, and shape and dtype are ours by law.
         parametrize.register_parametrization(module, attribute, node, unsafe=True)

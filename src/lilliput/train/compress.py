@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lilliput.core.checks import is_finite
-from lilliput.core.data import first, inputs_of
+from lilliput.core.data import inputs_of, peeked
 from lilliput.core.errors import LilliputError, ModelError, NotWorthwhile
 from lilliput.core.layers import Weight, weights
 from lilliput.core.packed import Packed, map_leaves, pack_steps, unpack
@@ -24,6 +24,7 @@ from lilliput.graph.fold import fold as fold_batch_norms
 from lilliput.graph.ir import Graph
 from lilliput.graph.trace import trace
 from lilliput.train.attach import attachment, packed_weights, plain_buffers, plain_copy
+from lilliput.train.calibrate import calibrated
 from lilliput.train.shrink import shrink
 
 PIECE = 1 << 16
@@ -45,11 +46,12 @@ def compress(
     Args:
         model: any module; it is not changed.
         recipe: what to do with which weight.
-        data: any iterable of inputs or (inputs, targets); its first element serves as `example`.
+        data: any iterable of inputs, (inputs, targets) or dicts; its first element serves as `example`, and what
+            methods need (Gram matrices, ...) is collected from all of it, in one pass.
         example: one input (a tensor, tuple, or dict of keywords), which gives the graph its shapes; without data
             and example the file holds no graph.
         fold: fold each BatchNorm into the convolution before it; the file's graph then does without it.
-        stats: what `observe` collected, by weight name.
+        stats: what `observe.collect` collected, by weight name; isn't collected again.
         remove_dead: cut away channels that pruning left without input or output.
 
     Returns:
@@ -66,17 +68,19 @@ def compress(
     """
     recipe.check(weights(model))
     if example is None and data is not None:
-        example = inputs_of(first(data))
+        batch, data = peeked(data)
+        example = inputs_of(batch)
     work = (plain_copy(model) if example is not None or attachment(model) else _sharing_copy(model)).eval()
     check_finite(work)
     facts: dict[str, Any] = {"original": tensor_bytes(model)}
     notes: dict[str, str] = {}
     if fold and example is not None:
         facts["folded"] = _folded(work, example, notes)
+    stats = calibrated(work, recipe, data, stats)
     buffers = plain_buffers(work)
     packed: dict[str, Packed | Tensor] = {}
     for weight in weights(work):
-        packed[weight.name] = _packed(weight, recipe, (stats or {}).get(weight.name), notes)
+        packed[weight.name] = _packed(weight, recipe, stats.get(weight.name), notes)
     packed |= buffers
     return Draft(work, recipe, packed, facts, notes).finished(example, remove_dead)
 

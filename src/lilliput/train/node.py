@@ -45,6 +45,7 @@ class Node(nn.Module):
         steps: the steps at this point of the training.
         target: the steps as the recipe has them.
         schedule: how `steps` approach `target`, or None.
+        moved: what the latent weight should become, by a first step that makes up for what it removes; else None.
     """
 
     def __init__(
@@ -61,12 +62,15 @@ class Node(nn.Module):
         self.schedule = schedule
         self.stats = stats
         self.steps = scheduled(steps, schedule, 0.0)
+        self.moved: Tensor | None = None
         with torch.no_grad():
             self._start(weight.detach(), previous)
 
     def _start(self, weight: Tensor, previous: Node | None) -> None:
         head, following = self.steps[0], self.steps[1:]
         packed = self._first(weight, previous)
+        if head.updates:
+            self.moved = unpack(packed)
         self.settings, self.method, self.shape = dict(packed.settings), packed.method, packed.shape
         for name in head.frozen:
             self.register_buffer(PART + name, packed.tensor(name).detach().clone())
@@ -160,7 +164,7 @@ class Node(nn.Module):
         """Moves the steps to this point of the training; returns whether anything changed.
 
         Args:
-            weight: the latent weight.
+            weight: the latent weight; changed in place by a step that makes up for what it removes.
             progress: part of the training that is over, 0 to 1.
         """
         steps = scheduled(self.target, self.schedule, progress)
@@ -169,6 +173,8 @@ class Node(nn.Module):
         with torch.no_grad():
             # Parts that were trained in the weight's place hold what the weight is now.
             moved = Node(self(weight) if self.trained else weight, steps, stats=self.stats, previous=self)
+        if moved.moved is not None:
+            weight.copy_(moved.moved)
         moved.train(self.training)
         self.steps, self.settings, self.method = moved.steps, moved.settings, moved.method
         self._buffers, self._parameters, self._modules = moved._buffers, moved._parameters, moved._modules

@@ -1,0 +1,119 @@
+"""The inverse of a layer's Hessian: its triangular factor, in little memory, and surgery by it, column by column."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+BLOCK = 256
+"""Columns of a triangular matrix that are inverted at a time."""
+
+Choose = Callable[[Tensor, int, int], Tensor]
+"""(saliency of a group of columns, its start, its stop) -> which of these weights are kept."""
+
+
+def inverse_factor(gram: Tensor, damping: float = 0.01) -> Tensor:
+    """Returns the upper triangular U with U^T U = (G + d I)^-1, where d = damping * mean(diag G).
+
+    Then U_ii^2 is entry (i, i) of the inverse of the Hessian of columns i and later alone, which is what deleting
+    columns one after the other asks for (Frantar & Alistarh 2023, arXiv 2301.00774). With J the matrix that reverses
+    an order, J G J = L L^T gives G = R R^T for the upper R = J L J, and U = R^-1: one Cholesky factorization and one
+    triangular inverse, made in place, so that at most two matrices of the size of G exist besides it.
+
+    Args:
+        gram: symmetric, positive semidefinite, (n, n); unchanged. A column that is zero counts as 1 on the diagonal.
+        damping: >= 0; grows tenfold as often as it takes for the factorization to succeed.
+
+    Returns:
+        (n, n), float.
+
+    Raises:
+        ValueError: the matrix isn't finite, or not positive semidefinite by far.
+
+    >>> inverse_factor(torch.diag(torch.tensor([4.0, 16.0])), damping=0)
+    tensor([[0.5000, 0.0000],
+            [0.0000, 0.2500]])
+    """
+    diagonal = gram.diagonal()
+    mean = float(diagonal.mean()) or 1.0
+    for _ in range(8):
+        flipped = gram.flip(0, 1)
+        own = flipped.diagonal()
+        own.masked_fill_(own == 0, mean).add_(damping * mean)
+        lower, info = torch.linalg.cholesky_ex(flipped)
+        if not int(info):
+            del flipped, own
+            upper = lower.flip(0, 1)
+            del lower
+            return invert_upper_(upper)
+        damping = max(10 * damping, 1e-6)
+    raise ValueError(f"a Gram matrix of {len(gram)} columns is not finite, or not positive semidefinite")
+
+
+def invert_upper_(matrix: Tensor, block: int = BLOCK) -> Tensor:
+    """Inverts an upper triangular matrix in place, and returns it.
+
+    Args:
+        matrix: (n, n), zeros under the diagonal.
+        block: columns at a time.
+
+    >>> invert_upper_(torch.tensor([[2.0, 1.0], [0.0, 4.0]]))
+    tensor([[ 0.5000, -0.1250],
+            [ 0.0000,  0.2500]])
+    """
+    for start in range(0, len(matrix), block):
+        stop = min(start + block, len(matrix))
+        eye = torch.eye(stop - start, dtype=matrix.dtype, device=matrix.device)
+        corner = torch.linalg.solve_triangular(matrix[start:stop, start:stop], eye, upper=True)
+        if start:
+            above = matrix[:start, :start] @ matrix[:start, start:stop]
+            matrix[:start, start:stop] = (above @ corner).neg_()
+        matrix[start:stop, start:stop] = corner
+    return matrix
+
+
+def sweep(weight: Tensor, upper: Tensor, choose: Choose, groups: Sequence[int], block: int = 128) -> Tensor:
+    """Removes weights column by column, and lets the columns that are still to come make up for each (SparseGPT).
+
+    For column i with removed entries w: e = w / U_ii, and W[:, j] -= e U_ij for all j >= i. The sum of e^2 is the
+    growth of the error |(W - W') X|^2 / n, exactly if there is no damping.
+
+    Args:
+        weight: (rows, columns), float; unchanged.
+        upper: of `inverse_factor`, (columns, columns).
+        choose: says for each group of columns, when it is reached, what is kept, by the saliency |w| / U_ii: the root
+            of the error that removing this weight causes.
+        groups: widths of the groups, which sum to the columns.
+        block: columns whose effect on all later ones is gathered before it is applied; at least one group.
+
+    Returns:
+        (rows, columns): exact zeros where weights were removed.
+
+    >>> pair = torch.tensor([[2.0, 1.9], [1.9, 2.0]])
+    >>> removed = sweep(torch.ones(1, 2), inverse_factor(pair, 0), lambda s, a, b: torch.tensor([[False, True]]), [2])
+    >>> [round(float(value), 4) for value in removed[0]]
+    [0.0, 1.95]
+    """
+    work = weight.T.contiguous()
+    start = at = 0
+    while at < len(groups):
+        first, stop = at, start
+        while at < len(groups) and (at == first or stop + groups[at] - start <= block):
+            stop, at = stop + groups[at], at + 1
+        tile, part = upper[start:stop, start:stop], work[start:stop]
+        errors = torch.zeros_like(part)
+        low = 0
+        for width in groups[first:at]:
+            high = low + width
+            saliency = part[low:high].abs() / tile.diagonal()[low:high, None]
+            kept = choose(saliency.T, start + low, start + high).T
+            for i in range(low, high):
+                errors[i] = (part[i] / tile[i, i]).masked_fill_(kept[i - low], 0)
+                part[i:].addr_(tile[i, i:], errors[i], alpha=-1)
+            part[low:high].mul_(kept)
+            low = high
+        work[stop:].addmm_(upper[start:stop, stop:].T, errors, alpha=-1)
+        start = stop
+    return work.T.contiguous()
