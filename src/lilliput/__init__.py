@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lilliput.train.attach import advance, attach, detach, new_parameters
     from lilliput.train.compress import compress, pack
     from lilliput.train.fit import fit
+    from lilliput.train.penalty import penalty, shrink
 
 __version__ = "0.1.0"
 
@@ -40,8 +41,10 @@ __all__ = [
     "methods",
     "new_parameters",
     "pack",
+    "penalty",
     "plan",
     "presets",
+    "shrink",
     "unpack",
 ]
 
@@ -65,8 +68,10 @@ _HOMES = {
     "methods": "core.method",
     "new_parameters": "train.attach",
     "pack": "train.compress",
+    "penalty": "train.penalty",
     "plan": "search.plan",
     "presets": "core.recipe",
+    "shrink": "train.penalty",
     "unpack": "core.packed",
 }
 

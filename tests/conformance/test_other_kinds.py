@@ -1,11 +1,11 @@
-"""Every criterion, pattern, schedule and loss that can be found holds to the laws of its kind."""
+"""Every criterion, pattern, penalty, schedule and loss that can be found holds to the laws of its kind."""
 
 import pytest
 
 from lilliput.core.method import find_path, methods
-from lilliput.testing import criterion, loss, pattern, schedule
+from lilliput.testing import criterion, loss, pattern, penalty, schedule
 
-SUITES = {"criterion": criterion, "pattern": pattern, "schedule": schedule, "loss": loss}
+SUITES = {"criterion": criterion, "pattern": pattern, "penalty": penalty, "schedule": schedule, "loss": loss}
 CASES = [
     pytest.param(m.path, law, id=f"{m.path}-{law.__name__}")
     for m in methods()

@@ -8,7 +8,7 @@ import importlib.metadata
 import inspect
 import pkgutil
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
@@ -75,6 +75,7 @@ class WeightMethod(Protocol):
         needs: what `Stats` must hold for this method to pack.
         updates: packing also changes the weights that it keeps, to make up for those removed; training starts there.
         exact: the method minimises the squared error of its setting exactly, so that a finer setting is never worse.
+        scratch: frozen parts that only training needs; a file doesn't hold them.
     """
 
     into: ClassVar[tuple[str, ...]] = ()
@@ -85,6 +86,7 @@ class WeightMethod(Protocol):
     needs: ClassVar[frozenset[str]] = frozenset()
     updates: ClassVar[bool] = False
     exact: ClassVar[bool] = False
+    scratch: ClassVar[tuple[str, ...]] = ()
 
     def pack(self, weight: Tensor, stats: Any = None, prior: Packed | None = None) -> Packed:
         """Packs a floating-point tensor; doesn't change it.
@@ -127,21 +129,52 @@ class WeightMethod(Protocol):
         """Settings worth trying in a search, from the coarsest to the finest."""
         return ()
 
+    @property
+    def together(self) -> bool:
+        """Whether the settings for the weights of one rule are found together, by `allot`."""
+        return False
+
+    def allot(self, weights: Mapping[str, Tensor], stats: Mapping[str, Any]) -> dict[str, WeightMethod]:
+        """Returns the setting for each of the weights that a rule takes, where one depends on the others.
+
+        Args:
+            weights: by name, in the order of the model.
+            stats: what calibration collected, by name.
+        """
+        return dict.fromkeys(weights, self)
+
+    def at(self, progress: float) -> WeightMethod:
+        """Returns the setting at this point of the training, for a method with a course of its own.
+
+        Args:
+            progress: the part of the training that is over, from 0 to 1; at 1 it is the method itself.
+        """
+        return self
+
 
 class Pattern(Protocol):
-    """Scores and a target -> mask: unstructured, N:M, blocks, channels; a file in `prune/` with `select`.
+    """Which weights stay, given a score for each; a file in `prune/` with `select`, its settings, if any, integers.
+
+    A recipe spells it by its name, or by name and settings in their order: `block`, `block:16x1`, `n_m:0:8`; `2:4` is
+    short for `n_m:2:4`. A pattern whose settings fix how much it removes says so by a property `sparsity`. For a
+    ranking across layers it needs `units(scores) -> Tensor`, the score of each group of weights that goes or stays.
 
     `fits` need not be written: this is what holds without it, and one of its own only has to be faster, since it is
     asked in each forward pass.
     """
 
     def select(self, scores: Tensor, sparsity: float) -> Tensor:
-        """Returns the mask of the weights to keep, bool of the scores' shape.
+        """Returns the mask of the weights to keep, bool of the scores' shape; doesn't change the scores.
 
         Args:
-            scores: any shape; what scores higher is kept, of equals the first. -inf marks what an earlier mask
-                removed: it stays the last choice, and in a group it must not hide the scores of what is alive.
-            sparsity: part of the weights to be removed, 0 <= sparsity < 1.
+            scores: any shape (outputs, inputs, window); what scores higher is kept, of equals the first. -inf marks
+                what an earlier mask removed: it stays the last choice, and in a group it must not hide the scores of
+                what is alive.
+            sparsity: part of the weights to be removed, 0 <= sparsity < 1; what one sparsity removes, a larger one
+                removes too.
+
+        Raises:
+            MethodError: if a weight of this shape can't have the pattern.
         """
         ...
 
@@ -151,6 +184,31 @@ class Pattern(Protocol):
         It has if the pattern, given the mask for scores, would remove nothing that is alive.
         """
         return bool((self.select(mask.float(), sparsity) | ~mask).all())
+
+
+class Penalty(Protocol):
+    """A term of the loss that pulls weights to zero: strength * R(w); a frozen dataclass, `penalty` in a rule.
+
+    `lilliput.penalty(model)` sums the terms, to be added to a loss; `lilliput.shrink(model, rate)` takes the proximal
+    step after the optimizer's instead, which gives exact zeros. `fit` does the latter.
+    """
+
+    def penalty(self, weight: Tensor) -> Tensor:
+        """Returns strength * R(weight), a scalar with a finite gradient everywhere, also where groups are zero.
+
+        Raises:
+            MethodError: if the penalty makes no sense for a weight of this shape.
+        """
+        ...
+
+    def shrink(self, weight: Tensor, rate: float) -> Tensor:
+        """Returns the proximal step: argmin over x of |x - weight|^2 / 2 + rate * strength * R(x); a new tensor.
+
+        Args:
+            weight: any shape.
+            rate: the learning rate of the step before.
+        """
+        ...
 
 
 class Schedule(Protocol):

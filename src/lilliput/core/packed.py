@@ -166,7 +166,7 @@ def pack_steps(
         return weight
     head, rest = steps[0], steps[1:]
     before = prior if isinstance(prior, Packed) and same_method(prior, head) else None
-    return pack_rest(head, head.pack(weight, stats, before), rest, stats, before)
+    return pack_rest(head, finished(head, head.pack(weight, stats, before)), rest, stats, before)
 
 
 def pack_rest(
@@ -193,6 +193,13 @@ def pack_rest(
 def opened(head: WeightMethod, packed: Packed, following: WeightMethod) -> Packed:
     """Returns `packed` as `following` should meet it: with zeros in their places if it keeps zeros."""
     return head.dense(packed) if following.keeps_zeros else packed
+
+
+def finished(head: WeightMethod, packed: Packed) -> Packed:
+    """Returns `packed` without the parts that only training needs."""
+    if not head.scratch:
+        return packed
+    return replace(packed, parts={name: part for name, part in packed.parts.items() if name not in head.scratch})
 
 
 def same_method(packed: Packed, method: WeightMethod) -> bool:

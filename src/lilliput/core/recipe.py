@@ -19,7 +19,7 @@ from lilliput.core.method import find_path, kind_of, path_of
 
 if TYPE_CHECKING:
     from lilliput.core.layers import Weight
-    from lilliput.core.method import Schedule, WeightMethod
+    from lilliput.core.method import Penalty, Schedule, WeightMethod
 
 VERSION = 1
 
@@ -54,6 +54,7 @@ class Rule:
         layers: shell pattern for the layer kind (`linear`, `conv2d`, `embedding`, `attention`, `recurrent`, ...).
             `"*"` stands for every kind but `vector`: biases and norms are only touched when asked for.
         schedule: how the steps grow during training, or None: all at once.
+        penalty: what pulls the weights to zero while they are trained, or None.
         why: a word on why, kept and shown in reports.
     """
 
@@ -61,6 +62,7 @@ class Rule:
     steps: tuple[WeightMethod, ...] = ()
     layers: str = "*"
     schedule: Schedule | None = None
+    penalty: Penalty | None = None
     why: str = ""
 
     def fits(self, weight: Weight) -> bool:
@@ -173,6 +175,8 @@ def to_data(recipe: Recipe) -> dict[str, Any]:
         entry["steps"] = [step_data(step) for step in rule.steps]
         if rule.schedule is not None:
             entry["schedule"] = step_data(rule.schedule)
+        if rule.penalty is not None:
+            entry["penalty"] = step_data(rule.penalty)
         rules.append(entry)
     data: dict[str, Any] = {"version": VERSION, "rule": rules}
     if recipe.name:
@@ -210,12 +214,13 @@ def _rule(entry: Any, where: str, absent: bool) -> Rule:
     steps = entry.get("steps", [])
     if not isinstance(steps, list):
         raise RecipeError(f"{where}.steps: must be a list of tables, such as [{{method = 'quantize/uniform'}}]")
-    schedule = entry.get("schedule")
+    schedule, penalty = entry.get("schedule"), entry.get("penalty")
     return Rule(
         match=entry.get("match", "*"),
         steps=tuple(step_of(step, f"{where}.steps[{i}]", "pack", absent) for i, step in enumerate(steps)),
         layers=entry.get("layers", "*"),
         schedule=None if schedule is None else step_of(schedule, f"{where}.schedule", "advance", absent),
+        penalty=None if penalty is None else step_of(penalty, f"{where}.penalty", "penalty", absent),
         why=entry.get("why", ""),
     )
 
@@ -238,7 +243,7 @@ def step_of(data: Any, where: str, ability: str = "pack", absent: bool = False) 
     Args:
         data: from TOML or JSON.
         where: for the error message.
-        ability: a function that the method must have: `pack` for a step, `advance` for a schedule.
+        ability: a function that the method must have: `pack` for a step, `advance` for a schedule, or `penalty`.
         absent: give an `Absent` for a method that isn't installed.
 
     Raises:

@@ -40,6 +40,8 @@ class Magnitude(Sparse):
             raise MethodError(f"{NAME}: give a sparsity or a quality, not both")
         if self.quality and self.pattern != "unstructured":
             raise MethodError(f"{NAME}: quality is a threshold for single weights; give a sparsity to {self.pattern}")
+        if self.quality and self.scope != "layer":
+            raise MethodError(f"{NAME}: quality is a threshold for each layer; give a sparsity for scope = 'global'")
 
     def score(self, weight: Tensor, stats: Any = None) -> Tensor:
         """Returns |w|."""

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from functools import cache
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -12,6 +16,7 @@ from lilliput.core.checks import check_range, check_weight
 from lilliput.core.errors import MethodError
 from lilliput.core.method import Pattern, WeightMethod, find
 from lilliput.core.packed import Packed, cut_shape, take, unpack
+from lilliput.solve.selection import largest
 
 NAME = "prune/sparse"
 
@@ -26,22 +31,29 @@ class Sparse(WeightMethod):
 
     Attributes:
         sparsity: part of the weights to be removed, 0 <= sparsity < 1.
-        pattern: name of a pattern of `prune/`, such as `"unstructured"`.
+        pattern: a pattern of `prune/` by its name, `"unstructured"`, `"filter"`, with settings after a colon where it
+            has some, `"block:16x1"`; `"2:4"` is `"n_m:2:4"`, which sets the sparsity too.
+        scope: `"layer"` removes that part of each weight, `"global"` of all weights of the rule together, by one
+            ranking of their scores: then the layers get different sparsities.
         nested: of the same weight a larger sparsity removes all that a smaller one does.
     """
 
     sparsity: float = 0.0
     pattern: str = "unstructured"
+    scope: Literal["layer", "global"] = "layer"
 
     nested: ClassVar[bool] = True
     into = ("values",)
     training = "through"
-    frozen = ("mask",)
+    frozen: ClassVar[tuple[str, ...]] = ("mask",)
 
     def __post_init__(self) -> None:
         check_range("prune", "sparsity", self.sparsity, 0, 1, open_high=True)
-        if not hasattr(find("prune", self.pattern), "select"):
-            raise MethodError(f"prune/{self.pattern} is not a pattern")
+        fixed = float(getattr(pattern_of(self.pattern), "sparsity", 0.0))
+        if fixed and not self.sparsity:
+            object.__setattr__(self, "sparsity", fixed)
+        if fixed and self.sparsity > fixed:
+            raise MethodError(f"prune: sparsity = {self.sparsity} is more than the {fixed} of pattern {self.pattern}")
 
     def score(self, weight: Tensor, stats: Any = None) -> Tensor:
         """Returns a score for each weight, of its shape; what scores higher is kept."""
@@ -58,7 +70,7 @@ class Sparse(WeightMethod):
         alive = weight != 0 if alive is None else alive
         if not self.sparsity:
             return alive
-        pattern = find("prune", self.pattern)()
+        pattern = pattern_of(self.pattern)
         if bool(alive.all()):
             del alive  # scores of a large weight take memory enough
             everywhere: Tensor = pattern.select(self.score(weight, stats), self.sparsity)
@@ -84,7 +96,37 @@ class Sparse(WeightMethod):
 
         The pattern is asked: zeros enough in other places than it would remove don't make its structure.
         """
-        return not self.sparsity or fits(find("prune", self.pattern)(), mask_of(prior), self.sparsity)
+        return not self.sparsity or fits(pattern_of(self.pattern), mask_of(prior), self.sparsity)
+
+    @property
+    def together(self) -> bool:
+        """Whether the weights of a rule share one ranking."""
+        return self.scope == "global" and self.sparsity > 0
+
+    def allot(self, weights: Mapping[str, Tensor], stats: Mapping[str, Any]) -> dict[str, WeightMethod]:
+        """Ranks the scores of all weights together, and gives each weight the sparsity that it gets by that.
+
+        Each layer keeps something. Zeros that are there already rank lowest.
+
+        Raises:
+            MethodError: if the pattern has no groups that could be ranked across layers.
+        """
+        if self.scope != "global":
+            return dict.fromkeys(weights, self)
+        pattern = pattern_of(self.pattern)
+        if not hasattr(pattern, "units"):
+            raise MethodError(f"prune: pattern {self.pattern} has no ranking across layers; leave scope = 'layer'")
+        units = []
+        for name, weight in weights.items():
+            scores = self.score(weight, stats.get(name)).to(torch.float32)
+            units.append(pattern.units(scores.masked_fill_(weight == 0, -torch.inf)).flatten())
+        counts = [len(part) for part in units]
+        mask = largest(torch.cat(units), sum(counts) - round(self.sparsity * sum(counts)))
+        left = [max(_set(part), 1) for part in torch.split(mask, counts)]
+        return {
+            name: replace(self, sparsity=1 - kept / count if count else 0.0, scope="layer")
+            for name, kept, count in zip(weights, left, counts)
+        }
 
     def dense(self, packed: Packed) -> Packed:
         """Returns the form with zeros in their places."""
@@ -112,6 +154,29 @@ class Sparse(WeightMethod):
         stays = torch.zeros_like(mask).index_fill_(axis, kept, True)[mask].nonzero().flatten()
         parts = {"mask": mask.index_select(axis, kept), "values": take(packed.parts["values"], 0, stays)}
         return replace(packed, shape=shape, parts=parts)
+
+
+@cache
+def pattern_of(text: str) -> Any:
+    """Returns the pattern that a recipe spells by its name, and settings after a colon.
+
+    Raises:
+        MethodError: no such pattern, or settings that it doesn't take.
+
+    >>> pattern_of("2:4"), pattern_of("block:16x1")
+    (NM(n=2, m=4), Block(rows=16, columns=1))
+    """
+    spelled = f"n_m:{text}" if text[:1].isdigit() else text
+    name, _, settings = spelled.partition(":")
+    cls = find("prune", name)
+    if not hasattr(cls, "select"):
+        raise MethodError(f"prune/{name} is not a pattern")
+    values = [word for word in re.split("[:x]", settings) if settings]
+    fields = [field.name for field in dataclasses.fields(cls)]
+    if len(values) > len(fields) or not all(word.isdecimal() and len(word) < 10 for word in values):
+        taken = ":".join(fields) if fields else "no settings"
+        raise MethodError(f"pattern '{text}': prune/{name} takes {taken}, whole numbers after a colon")
+    return cls(*map(int, values))
 
 
 def mask_of(packed: Packed) -> Tensor:

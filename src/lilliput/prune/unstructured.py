@@ -33,6 +33,10 @@ class Unstructured:
         """Whether no more weights are alive than are to be kept: any place is as good as another."""
         return int(torch.count_nonzero(mask)) <= kept_count(mask.numel(), sparsity)
 
+    def units(self, scores: Tensor) -> Tensor:
+        """Returns the score of each weight."""
+        return scores.flatten()
+
 
 def kept_count(numel: int, sparsity: float) -> int:
     """Returns how many of `numel` weights stay at this sparsity: numel - round(sparsity * numel)."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from lilliput.core.allot import Steps, allotted
 from lilliput.core.data import inputs_of, peeked
 from lilliput.core.errors import LilliputError, ModelError, NotWorthwhile, RecipeError
 from lilliput.core.layers import Weight, weights
@@ -83,8 +84,9 @@ def attach(model: nn.Module, recipe: Recipe, data: Any = None, *, example: Any =
         example = inputs_of(batch)
     stats = calibrated(model, recipe, data, stats)
     notes: dict[str, str] = {}
-    nodes = [(weight, _node_for(model, weight, recipe, stats.get(weight.name), notes)) for weight in found]
-    planned = [(weight, node) for weight, node in nodes if node is not None]
+    steps = allotted(recipe, found, lambda weight: _value(model, weight), stats)
+    nodes = [_node_for(model, w, (recipe, steps.get(w.name, ())), stats.get(w.name), notes) for w in found]
+    planned = [(weight, node) for weight, node in zip(found, nodes) if node is not None]
     previous = attachment(model)
     fixed = {weight.name for weight in found if not weight.parameter.requires_grad}
     if previous is not None:
@@ -102,15 +104,28 @@ def attach(model: nn.Module, recipe: Recipe, data: Any = None, *, example: Any =
     return model
 
 
-def _node_for(model: nn.Module, weight: Weight, recipe: Recipe, stats: Any, notes: dict[str, str]) -> Node | None:
-    rule = recipe.rule_for(weight)
-    if rule is None or not rule.steps:
-        return None
+def _value(model: nn.Module, weight: Weight) -> Tensor:
+    """The weight as it is used now, with what is attached to it."""
     current = node_of(model, weight)
+    return weight.parameter if current is None else current(weight.parameter)
+
+
+def _node_for(
+    model: nn.Module, weight: Weight, planned: tuple[Recipe, Steps], stats: Any, notes: dict[str, str]
+) -> Node | None:
+    recipe, steps = planned
+    rule = recipe.rule_for(weight)
+    if rule is None:
+        return None
     try:
+        if rule.penalty is not None:
+            rule.penalty.penalty(weight.parameter.detach())  # one that doesn't suit the weight says so at once
+        if not steps:
+            return None
+        current = node_of(model, weight)
         # A part trained in the weight's place holds what the weight is now.
         latent = weight.parameter if current is None or not current.trained else current(weight.parameter)
-        return Node(latent, rule.steps, stats=stats, previous=current, schedule=rule.schedule)
+        return Node(latent, steps, stats=stats, previous=current, schedule=rule.schedule)
     except NotWorthwhile as reason:
         notes[weight.name] = str(reason)
         return None

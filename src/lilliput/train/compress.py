@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lilliput.core.allot import Steps, allotted
 from lilliput.core.checks import is_finite
 from lilliput.core.data import inputs_of, peeked
 from lilliput.core.errors import LilliputError, ModelError, NotWorthwhile
@@ -79,8 +80,10 @@ def compress(
     stats = calibrated(work, recipe, data, stats)
     buffers = plain_buffers(work)
     packed: dict[str, Packed | Tensor] = {}
-    for weight in weights(work):
-        packed[weight.name] = _packed(weight, recipe, stats.get(weight.name), notes)
+    found = weights(work)
+    steps = allotted(recipe, found, lambda weight: weight.parameter, stats)
+    for weight in found:
+        packed[weight.name] = _packed(weight, steps.get(weight.name, ()), stats.get(weight.name), notes)
     packed |= buffers
     return Draft(work, recipe, packed, facts, notes).finished(example, remove_dead)
 
@@ -120,14 +123,13 @@ def _sharing_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, dict[int, Any](parameters))
 
 
-def _packed(weight: Weight, recipe: Recipe, stats: Any, notes: dict[str, str]) -> Packed | Tensor:
+def _packed(weight: Weight, steps: Steps, stats: Any, notes: dict[str, str]) -> Packed | Tensor:
     value = weight.parameter.detach()
-    rule = recipe.rule_for(weight)
-    if rule is None or not rule.steps:
+    if not steps:
         return value.clone()
     own = value.untyped_storage().data_ptr()
     try:
-        packed = pack_steps(value, rule.steps, stats)
+        packed = pack_steps(value, steps, stats)
         # A method may give back the weight itself, which is the user's.
         return map_leaves(packed, lambda leaf: leaf.clone() if leaf.untyped_storage().data_ptr() == own else leaf)
     except NotWorthwhile as reason:

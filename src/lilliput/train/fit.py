@@ -22,7 +22,8 @@ from lilliput.core.data import call, inputs_of, target_of
 from lilliput.core.errors import DataError, ModelError
 from lilliput.distill.logits import Logits
 from lilliput.train import checkpoint
-from lilliput.train.attach import advance, attached, attachment, new_parameters
+from lilliput.train.attach import advance, attachment, new_parameters
+from lilliput.train.penalty import penalized
 from lilliput.train.randomness import preserved, seed_step
 
 WARM_UP = 0.05
@@ -96,10 +97,11 @@ def fit(
 ) -> list[float]:
     """Trains a model in place.
 
-    With a recipe attached the schedules of its rules move along, and weights are those that `pack` would save. By
-    default AdamW takes every parameter, those that `attach` added too, with a rate that rises in the first twentieth
-    and falls by a cosine to 0. After a kill the same call goes on from the checkpoint to the same numbers, bit for
-    bit on the same machine, provided that `data` yields the same batches for the same seeds.
+    With a recipe attached the schedules of its rules move along, weights are those that `pack` would save, and after
+    each step of the optimizer comes the proximal step of the rules' penalties. By default AdamW takes every
+    parameter, those that `attach` added too, with a rate that rises in the first twentieth and falls by a cosine to 0.
+    After a kill the same call goes on from the checkpoint to the same numbers, bit for bit on the same machine,
+    provided that `data` yields the same batches for the same seeds.
 
     Args:
         model: with or without a recipe attached; may be in `DistributedDataParallel`: then rank 0 writes and shows.
@@ -155,6 +157,9 @@ class _Training:
         self.optimizer = optimizer if optimizer is not None else default_optimizer(self.inner, options)
         self.device = next((p.device for p in self.inner.parameters()), torch.device("cpu"))
         self.position = Position(0, 0, 0, 0, 0.0, [])
+        holders = {id(p): group for group in self.optimizer.param_groups for p in group["params"]}
+        # A weight that the optimizer doesn't train isn't shrunk either.
+        self.penalized = [(w, term, holders[id(w)]) for w, term in penalized(self.inner) if id(w) in holders]
         _follow(self.optimizer, [], new_parameters(self.inner))
 
     def run(self, data: Iterable[Any]) -> None:
@@ -230,6 +235,7 @@ class _Training:
         if self.options.clip is not None:
             nn.utils.clip_grad_norm_(self.inner.parameters(), self.options.clip)
         self.optimizer.step()
+        self._shrink()
         position.step, position.batch, position.total = position.step + 1, position.batch + 1, position.total + value
         if self.options.log is not None:
             rates = self.optimizer.param_groups[0]["lr"]
@@ -279,8 +285,6 @@ class _Training:
         return functional.cross_entropy(logits_of(output), target)
 
     def _advance(self, progress: float) -> None:
-        if all(node.schedule is None for _, node in attached(self.inner)):
-            return
         before = new_parameters(self.inner)
         if advance(self.inner, progress):
             added = _follow(self.optimizer, before, new_parameters(self.inner))
@@ -289,6 +293,12 @@ class _Training:
                     "a schedule replaced trained parts, which DistributedDataParallel can't follow; "
                     "train without it, or attach those steps without a schedule"
                 )
+
+    def _shrink(self) -> None:
+        """Takes the proximal step of the recipe's penalties, each weight's at the learning rate of its group."""
+        with torch.no_grad():
+            for weight, term, group in self.penalized:
+                weight.copy_(term.shrink(weight, float(group["lr"])))
 
     def _path(self) -> Path | None:
         return None if self.options.checkpoint is None else Path(self.options.checkpoint)

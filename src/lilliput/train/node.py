@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lilliput.core.method import Schedule, WeightMethod
-from lilliput.core.packed import Packed, opened, pack_rest, same_method, unpack
+from lilliput.core.packed import Packed, finished, opened, pack_rest, same_method, unpack
 
 # Prefixes of the parts, and of the submodules that hold a part's next steps: a method may give its parts names that
 # nn.Module or Node use themselves, such as "training" or "steps".
@@ -56,12 +56,13 @@ class Node(nn.Module):
         stats: Any = None,
         previous: Node | None = None,
         schedule: Schedule | None = None,
+        started: bool = False,
     ) -> None:
         super().__init__()
         self.target = steps
         self.schedule = schedule
         self.stats = stats
-        self.steps = scheduled(steps, schedule, 0.0)
+        self.steps = steps if started else scheduled(steps, schedule, 0.0)
         self.moved: Tensor | None = None
         with torch.no_grad():
             self._start(weight.detach(), previous)
@@ -83,7 +84,7 @@ class Node(nn.Module):
         for name in head.into:
             if name in handed.parts:
                 before = previous.inner(name) if previous is not None else None
-                inner = Node(handed.tensor(name), following, stats=self.stats, previous=before)
+                inner = Node(handed.tensor(name), following, stats=self.stats, previous=before, started=True)
                 self.add_module(INNER + name, inner)
                 if inner.trained and PART + name in self._parameters:
                     self.get_parameter(PART + name).requires_grad_(False)
@@ -135,8 +136,9 @@ class Node(nn.Module):
         """Packs the weight (or the parameters trained in its place) as the file will hold it."""
         with torch.no_grad():
             if self.steps[0].training == "straight":
-                return pack_rest(self.steps[0], self.first(weight.detach()), self.steps[1:], self.stats)
-            whole = self._opened(weight.detach())
+                whole = finished(self.steps[0], self.first(weight.detach()))
+                return pack_rest(self.steps[0], whole, self.steps[1:], self.stats)
+            whole = finished(self.steps[0], self._opened(weight.detach()))
             parts: dict[str, Tensor | Packed] = {}
             for name, part in whole.parts.items():
                 assert isinstance(part, Tensor)
@@ -172,7 +174,8 @@ class Node(nn.Module):
             return False
         with torch.no_grad():
             # Parts that were trained in the weight's place hold what the weight is now.
-            moved = Node(self(weight) if self.trained else weight, steps, stats=self.stats, previous=self)
+            latent = self(weight) if self.trained else weight
+            moved = Node(latent, steps, stats=self.stats, previous=self, started=True)
         if moved.moved is not None:
             weight.copy_(moved.moved)
         moved.train(self.training)
@@ -210,5 +213,7 @@ def _parameter(value: Tensor, name: str, previous: Node | None) -> nn.Parameter:
 
 
 def scheduled(steps: tuple[WeightMethod, ...], schedule: Schedule | None, progress: float) -> tuple[WeightMethod, ...]:
-    """Returns the steps as the schedule has them at this point of the training."""
-    return steps if schedule is None else tuple(schedule.advance(step, progress) for step in steps)
+    """Returns the steps as the schedule, or without one their own course, has them at this point of the training."""
+    if schedule is None:
+        return tuple(step.at(progress) for step in steps)
+    return tuple(schedule.advance(step, progress) for step in steps)
