@@ -547,3 +547,50 @@ def test_sizes_of_a_stranger_are_refused() -> None:
         with pytest.raises(FileError, match="manifest"):
             entries.sizes(data)
     assert entries.sizes([["a", "heads", [4], [2]]]) == (Resize("a", "heads", (4,), (2,)),)
+
+
+def silenced(model: nn.Module, cuts: Cuts, weights: set[str]) -> nn.Module:
+    """The removed channels without incoming weights, but with all else that they have."""
+    model = copy.deepcopy(model)
+    for cut in cuts.cuts:
+        if cut.parameter in weights and cut.axis == 0:
+            gone = [index for index in range(cut.size) if index not in set(cut.kept)]
+            model.get_parameter(cut.parameter).data[gone] = 0.0
+    return model
+
+
+def test_constants_of_removed_channels_go_into_the_next_bias_or_mean() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.SiLU(),
+        nn.Conv2d(8, 6, 3, bias=False),
+        nn.BatchNorm2d(6),
+        nn.Sigmoid(),
+        nn.Flatten(),
+        nn.Linear(96, 3),
+    )
+    model, x = shaken(model), torch.rand(2, 3, 8, 8)
+    smaller, cuts = lilliput.cut(model, 0.5, x, absorb=True)
+    expected = silenced(model, cuts, {"0.weight", "3.weight"})(x)
+    torch.testing.assert_close(smaller(x), expected, rtol=1e-4, atol=1e-4)
+    assert set(cuts.values) == {"4.running_mean", "7.bias"}
+    plain, _ = lilliput.cut(model, 0.5, x)
+    assert (model(x) - smaller(x)).norm() < (model(x) - plain(x)).norm()
+    assert not torch.allclose(plain(x), expected, rtol=1e-2, atol=1e-2)
+
+
+def test_zero_padding_takes_up_no_constant() -> None:
+    model = shaken(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 2, 3, padding=1)))
+    x = torch.rand(2, 3, 8, 8)
+    smaller, cuts = lilliput.cut(model, 0.5, x, absorb=True)
+    assert cuts.values == {}
+    torch.testing.assert_close(smaller(x), zeroed(model, cuts)(x), rtol=1e-4, atol=1e-4)
+
+
+def test_constants_in_a_residual_sum() -> None:
+    model, x = shaken(Residual()), torch.rand(2, 3, 8, 8)
+    smaller, cuts = lilliput.cut(model, 0.5, x, absorb=True)
+    assert "head.bias" in cuts.values
+    assert smaller(x).shape == (2, 5)
+    assert not any("not absorbed" in line for line in cuts.lines)

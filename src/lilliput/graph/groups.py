@@ -95,6 +95,7 @@ class Analysis:
         classes: of the atoms.
         groups: see `groups`.
         units: for each group the class of each of its channels.
+        tensors: what the graph uses, by name.
     """
 
     graph: Graph
@@ -102,6 +103,7 @@ class Analysis:
     classes: Classes
     groups: list[Group]
     units: list[list[int]]
+    tensors: Mapping[str, Tensor]
 
 
 def analyse(model: nn.Module, example: Any) -> Analysis:
@@ -119,7 +121,7 @@ def analyse(model: nn.Module, example: Any) -> Analysis:
     if isinstance(model, GraphModule):
         graph = model.graph
     else:
-        graph, constants = trace(model, example, open_sizes={})
+        graph, constants = trace(model, example, open_sizes={}, compare=False)
         state |= constants
     inputs = bind_example(graph, example)
     results = results_of(graph, state, inputs)
@@ -138,7 +140,7 @@ def analyse(model: nn.Module, example: Any) -> Analysis:
         found, units = _collect(flow, classes)
         reach = sum(len(places) for group in found if group.size > 1 for m in group.members for places in m.places)
         if reach > most:
-            best, most = Analysis(graph, flow, classes, found, units), reach
+            best, most = Analysis(graph, flow, classes, found, units, state), reach
         useful = np.zeros(flow.atoms.count, bool)
         for group, roots in zip(found, units):
             useful[roots] = group.size > 1
@@ -164,8 +166,8 @@ def _collect(flow: Flow, classes: Classes) -> tuple[list[Group], list[list[int]]
             continue
         roots = classes.root[label]
         free = ~stuck[roots]
-        for index in free.nonzero()[0]:
-            places.setdefault(int(roots[index]), {}).setdefault(number, []).append(int(index))
+        for index, root in zip(free.nonzero()[0].tolist(), roots[free].tolist()):
+            places.setdefault(root, {}).setdefault(number, []).append(index)
         if axis == 0 and not free.any() and len(flow.parameters[name].shape) > 1:
             reason = next((why for why in map(classes.why, map(int, roots)) if why), "they can't be told apart")
             kept.append((number, Group(name, len(label), reason=reason)))

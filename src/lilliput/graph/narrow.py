@@ -18,18 +18,17 @@ from lilliput.core.cut import Cut, Resize
 from lilliput.core.errors import MethodError
 from lilliput.core.method import find
 from lilliput.graph.bounds import first_line
+from lilliput.graph.constants import constants_of
 from lilliput.graph.cut import Cuts, apply_cuts, compose, cut_tensors, note_cuts, noted_cuts
 from lilliput.graph.groups import Analysis, Group, analyse, removed_indices
 from lilliput.graph.rewrite import rewrite
 from lilliput.graph.run import GraphModule
 from lilliput.graph.sizes import labels_by_class, resizes
-from lilliput.graph.structure import tensors_in
+from lilliput.graph.verify import equal, probe, run, sharing, zeroed
 
 Chosen = tuple[Group, tuple[int, ...], tuple[int, ...]]
 """A group, the channels that go, and their classes."""
 Score = Callable[[Tensor], Tensor]
-
-_TOLERANCE = 2e-3
 
 
 def cut(
@@ -40,6 +39,7 @@ def cut(
     criterion: Any = None,
     multiple: int = 1,
     seconds: float = 300.0,
+    absorb: bool = False,
 ) -> tuple[nn.Module, Cuts]:
     """Removes a share of the channels of each group that can lose some.
 
@@ -55,6 +55,8 @@ def cut(
             default squares, so that a channel's score is the sum of squares of all that goes with it.
         multiple: the number of channels that stay is rounded up to a multiple of it.
         seconds: after which no further group is tried.
+        absorb: what a channel gives when only its incoming weights are zero (its bias, through norms and activations)
+            goes into the biases, or running means, behind it, where that is exact; so less is lost.
 
     Returns:
         The smaller model, and the cuts: data for a file, with a line for each group.
@@ -72,8 +74,25 @@ def cut(
     until = time.monotonic() + seconds
     if multiple < 1:
         raise MethodError(f"cut: multiple must be at least 1, it is {multiple}")
-    score = _score_of(criterion)
     analysis = analyse(model, example)
+    wanted = _wanted(model, analysis, share, _score_of(criterion), multiple)
+    work = _Work(model, analysis, example, until)
+    with torch.no_grad():
+        work.extend(wanted)
+        values, lines = work.absorbed() if absorb else ({}, [])
+    cuts = work.cuts(work.accepted)
+    smaller = work.made(model, work.accepted, values=values)
+    for path, module in smaller.named_modules():
+        module.training = model.get_submodule(path).training
+    cuts = Cuts(cuts.cuts, values, (*_lines(analysis, work), *lines), cuts.sizes)
+    note_cuts(smaller, compose(noted_cuts(model), cuts))
+    return smaller, cuts
+
+
+def _wanted(
+    model: nn.Module, analysis: Analysis, share: float | Mapping[str, float], score: Score, multiple: int
+) -> list[Chosen]:
+    """The weakest channels of each group."""
     state = dict(model.named_parameters(remove_duplicate=False))
     wanted: list[Chosen] = []
     for group, units in zip(analysis.groups, analysis.units):
@@ -82,16 +101,7 @@ def cut(
             gone = _weakest(group, state, score, number) if number else ()
             if gone:
                 wanted.append((group, gone, tuple(units[channel] for channel in gone)))
-    work = _Work(model, analysis, example, until)
-    with torch.no_grad():
-        work.extend(wanted)
-    cuts = work.cuts(work.accepted)
-    smaller = work.made(model, work.accepted)
-    for path, module in smaller.named_modules():
-        module.training = model.get_submodule(path).training
-    cuts = Cuts(cuts.cuts, {}, tuple(_lines(analysis, work)), cuts.sizes)
-    note_cuts(smaller, compose(noted_cuts(model), cuts))
-    return smaller, cuts
+    return wanted
 
 
 def _score_of(criterion: Any) -> Score:
@@ -157,7 +167,7 @@ class _Work:
 
     def __post_init__(self) -> None:
         self.labels = labels_by_class(self.analysis)
-        self.probe = _probe(self.model)
+        self.probe = probe(self.model)
 
     def extend(self, batch: Sequence[Chosen]) -> None:
         """Accepts groups all at once, or by halves."""
@@ -229,87 +239,51 @@ class _Work:
         return Cuts(tuple(cuts), sizes=tuple((self.sizes if sizes is None else sizes).values()))
 
     def made(
-        self, model: nn.Module, chosen: Sequence[Chosen], sizes: Mapping[tuple[str, str], Resize] | None = None
+        self,
+        model: nn.Module,
+        chosen: Sequence[Chosen],
+        sizes: Mapping[tuple[str, str], Resize] | None = None,
+        values: Mapping[str, Tensor] | None = None,
     ) -> nn.Module:
         """A smaller model."""
-        cuts = self.cuts(chosen, sizes)
+        cuts = replace(self.cuts(chosen, sizes), values=values or {})
         if isinstance(model, GraphModule):
             tensors: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
             tensors |= dict(model.named_buffers(remove_duplicate=False))
             graph = rewrite(self.analysis.flow, self.gone(chosen))
             tensors = {name: value for name, value in tensors.items() if name not in graph.aliases}
-            return GraphModule(graph, {name: value.clone() for name, value in cut_tensors(tensors, cuts.cuts).items()})
-        smaller = copy.deepcopy(model) if model is self.model else _sharing(model)
+            tensors = {name: value.clone() for name, value in cut_tensors(tensors, cuts.cuts).items()}
+            return GraphModule(graph, tensors | dict(cuts.values))
+        smaller = copy.deepcopy(model) if model is self.model else sharing(model)
         apply_cuts(smaller, cuts)
         return smaller
+
+    def absorbed(self) -> tuple[dict[str, Tensor], list[str]]:
+        """New biases and means, if they do what they should."""
+        removed = removed_indices([(group, channels) for group, channels, _ in self.accepted])
+        silenced, values = constants_of(self.analysis, removed, self.example)
+        cuts = self.cuts(self.accepted)
+        kept = {one.parameter: list(one.kept) for one in cuts.cuts if one.axis == 0}
+        smaller = {name: value[kept[name]] if name in kept else value for name, value in values.items()}
+        reference = sharing(self.model).eval()
+        apply_cuts(reference, Cuts((), silenced))
+        wanted = run(reference, self.example)
+        got = run(self.made(sharing(self.model).eval(), self.accepted, values=smaller), self.example)
+        if all(equal(one, two) for one, two in zip(wanted, got)):
+            return smaller, []
+        return {}, ["constants of removed channels are not absorbed: the network doesn't give the same outputs then"]
 
     def trouble(self, chosen: Sequence[Chosen], sizes: Mapping[tuple[str, str], Resize]) -> str:
         """What is wrong with the smaller model; empty if it computes what the zeroed one does."""
         try:
-            zeroed = _run(_zeroed(self.probe, self.cuts(chosen)), self.example)
-            got = _run(self.made(self.probe, chosen, sizes).eval(), self.example)
+            wanted = run(zeroed(self.probe, self.cuts(chosen)), self.example)
+            got = run(self.made(self.probe, chosen, sizes).eval(), self.example)
         # Whatever the user's own code raises at sizes that it doesn't know.
         except Exception as error:
             return f"the model can't run without some of them ({type(error).__name__}: {first_line(error)[:120]})"
-        if len(zeroed) != len(got) or any(not _equal(one, two) for one, two in zip(zeroed, got)):
+        if len(wanted) != len(got) or any(not equal(one, two) for one, two in zip(wanted, got)):
             return "removing some of them doesn't give what zeroing them gives"
         return ""
-
-
-def _run(model: nn.Module, example: Any) -> list[Tensor]:
-    if isinstance(example, Mapping):
-        return tensors_in(model(**example))
-    return tensors_in(model(*((example,) if isinstance(example, Tensor) else tuple(example))))
-
-
-def _equal(one: Tensor, two: Tensor) -> bool:
-    if one.shape != two.shape:
-        return False
-    if not one.is_floating_point():
-        return torch.equal(one, two)
-    same = torch.isfinite(one) == torch.isfinite(two)
-    if not bool(same.all()):
-        return False
-    one, two = one.nan_to_num(0.0, 0.0, 0.0).double(), two.nan_to_num(0.0, 0.0, 0.0).double()
-    scale = float(one.abs().max()) if one.numel() else 0.0
-    # A network's output may be nearly the same everywhere: what counts is how much it differs from place to place.
-    spread = float(one.std()) if one.numel() > 1 else scale
-    return bool(((one - two).abs() <= _TOLERANCE * max(spread, 1e-3 * scale) + 1e-7 * scale + 1e-12).all())
-
-
-def _sharing(model: nn.Module) -> nn.Module:
-    """A copy whose parameters and buffers are the model's own memory."""
-    held: dict[int, Any] = {id(p): p for p in model.parameters()}
-    held |= {id(b): b for b in model.buffers()}
-    return copy.deepcopy(model, held)
-
-
-def _probe(model: nn.Module) -> nn.Module:
-    """The model with values in parameters that are nearly zero, so that no branch's mistake is hidden by them."""
-    probe = _sharing(model).eval()
-    generator = torch.Generator().manual_seed(0)
-    values = {}
-    for name, parameter in probe.named_parameters():
-        if parameter.is_floating_point() and parameter.numel() and float(parameter.detach().abs().max()) < 1e-2:
-            drawn: Tensor = torch.rand(parameter.shape, generator=generator) * 0.4 - 0.1
-            values[name] = drawn.to(parameter)
-    apply_cuts(probe, Cuts((), values))
-    return probe
-
-
-def _zeroed(model: nn.Module, cuts: Cuts) -> nn.Module:
-    state: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
-    state |= dict(model.named_buffers(remove_duplicate=False))
-    values: dict[str, Tensor] = {}
-    for one in cuts.cuts:
-        if state[one.parameter].is_floating_point():
-            value = values.setdefault(one.parameter, state[one.parameter].detach().clone())
-            gone = torch.ones(one.size, dtype=torch.bool)
-            gone[list(one.kept)] = False
-            value.index_fill_(one.axis, gone.nonzero().flatten().to(value.device), 0.0)
-    zeroed = _sharing(model)
-    apply_cuts(zeroed, Cuts((), values))
-    return zeroed
 
 
 def _lines(analysis: Analysis, work: _Work) -> list[str]:

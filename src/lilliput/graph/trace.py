@@ -24,7 +24,7 @@ _ROUNDS = 12
 
 
 def trace(
-    model: nn.Module, example: Any, *, open_sizes: Mapping[str, Sequence[int]] | None = None
+    model: nn.Module, example: Any, *, open_sizes: Mapping[str, Sequence[int]] | None = None, compare: bool = True
 ) -> tuple[Graph, dict[str, Tensor]]:
     """Traces a model in eval mode.
 
@@ -36,6 +36,7 @@ def trace(
         model: any module; its parameters keep their `state_dict` names.
         example: a tensor, a tuple of arguments, or a dict of keyword arguments. Tensors of batch 1 are repeated.
         open_sizes: dimensions to leave open by input name (as `"x"`), instead of those that are guessed.
+        compare: False if the graph is only looked at, so that no model has to be run to see that both agree.
 
     Returns:
         The graph, and the tensors it uses that aren't in the `state_dict`.
@@ -57,6 +58,8 @@ def trace(
             flat = _Flat(model, names, trees)
             try:
                 graph, constants = _trace_once(flat, tensors, sizes, labels)
+                if not compare:
+                    return graph, constants
                 # A graph that doesn't compute what the model computes is worse than none.
                 if not _agree(model, graph, constants, (names, trees, leaves)):
                     raise ModelError("the traced graph gives other outputs than the model, which may depend on chance")
