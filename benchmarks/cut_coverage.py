@@ -31,7 +31,7 @@ from lilliput.graph.structure import tensors_in
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "cut_coverage.json"
-SECONDS, GIGABYTES = 180, 8
+SECONDS, GIGABYTES = 180, 6
 TOOLS = ("lilliput", "torch-pruning")
 # Other data of the same architecture, input that is no picture, and inputs of several megapixels.
 _OTHERS = re.compile(
@@ -276,6 +276,13 @@ def supervised(task):
     return result
 
 
+def warm_up():
+    """What either tool imports when it is first used is imported once, before any process is forked."""
+    for tool in (with_lilliput, with_torch_pruning):
+        layers = torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.Conv2d(8, 4, 1), torch.nn.Flatten()
+        tool(torch.nn.Sequential(*layers).eval(), torch.rand(1, 3, 4, 4), {})
+
+
 def report(results):
     """The table for docs/benchmarks/README.md."""
     by = {(r["name"], r["tool"]): r for r in results}
@@ -309,9 +316,10 @@ def main():
     if options.report:
         report(results)
         return
-    names = [f"nasty/{name}" for name in nasty_nets()] + [f"transformers/{name}" for name in transformers_nets()]
+    others = [f"nasty/{name}" for name in nasty_nets()] + [f"transformers/{name}" for name in transformers_nets()]
     stand_in_for_torchvision()
-    names = options.only or names + pytorchcv_names(options.count)
+    names = options.only or pytorchcv_names(options.count) + others
+    warm_up()
     known = {(r["name"], r["tool"]) for r in results}
     tasks = [(name, tool) for name in names for tool in TOOLS if options.only or (name, tool) not in known]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))

@@ -48,15 +48,15 @@ def constants_of(analysis: Analysis, removed: Removed, example: Any) -> tuple[di
     for index, layer in consumers.items():
         if layer.kind == "transposed":
             continue
-        gone = torch.tensor(sorted(removed[layer.weight, 1]))
+        places = torch.tensor(sorted(removed[layer.weight, 1]))
         weight = silenced.get(layer.weight, tensors[layer.weight].detach().clone())
-        constant, exact = _constant(seen[index], gone, weight.dim() - 2, layer.padded)
+        constant, exact = _constant(seen[index], places, weight.dim() - 2, layer.padded)
         target = _target(analysis, index, layer)
         if target is None:
-            exact = torch.eq(constant, 0.0)
-        silenced[layer.weight] = weight.index_fill(1, gone[exact.logical_not()], 0.0)
+            exact &= constant == 0
+        silenced[layer.weight] = weight.index_fill(1, places[exact.logical_not()], 0.0)
         moved = weight.flatten(2).sum(2) if weight.dim() > 2 else weight
-        added = (moved[:, gone[exact]].double() @ constant[exact].double()).to(weight)
+        added = (moved[:, places[exact]].double() @ constant[exact].double()).to(weight)
         if target is not None and bool(added.any()):
             name, sign = target
             values[name] = values.get(name, tensors[name].detach()) + sign * added
