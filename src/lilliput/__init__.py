@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lilliput.graph.narrow import cut
     from lilliput.run.load import load
     from lilliput.search.plan import plan
+    from lilliput.search.scan import sensitivity
     from lilliput.train.attach import advance, attach, detach, new_parameters
     from lilliput.train.compress import compress, pack
     from lilliput.train.fit import fit
@@ -44,6 +45,7 @@ __all__ = [
     "penalty",
     "plan",
     "presets",
+    "sensitivity",
     "shrink",
     "unpack",
 ]
@@ -71,6 +73,7 @@ _HOMES = {
     "penalty": "train.penalty",
     "plan": "search.plan",
     "presets": "core.recipe",
+    "sensitivity": "search.scan",
     "shrink": "train.penalty",
     "unpack": "core.packed",
 }

@@ -210,3 +210,19 @@ def test_an_output_that_exists_is_replaced_but_no_input_is(call, net, folder, co
 
 def test_version(call):
     assert call("--version").out.strip() == lilliput.__version__
+
+
+def test_sensitivity_tells_each_layer(call, net):
+    words = ("sensitivity", net("build"), "--sparsity", "0.5", "--sparsity", "0.9")
+    ran = call(*words, "--data", net("batches"), "--json")
+    assert ran.code == 0, ran.error
+    assert ran.json["unit"] == "divergence"
+    assert ran.json["sparsities"] == [0.5, 0.9]
+    assert [curve["name"] for curve in ran.json["curves"]] == ["0.weight", "4.weight"]
+    assert all(0 < curve["values"][0] < curve["values"][1] for curve in ran.json["curves"])
+    ran = call(*words, "--evaluate", net("accuracy"), "--pattern", "filter", "--max-drop", "1")
+    assert ran.code == 0, ran.error
+    assert "0.weight" in ran.out
+    assert "90.0 %" in ran.out
+    assert call(*words).code == 2
+    assert call(*words, "--input", "1x1x8x8", "--method", "quantize/float16").code == 1

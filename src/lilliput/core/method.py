@@ -50,6 +50,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "activation quantizer": ("observe", "forward"),
     "loss": ("loss",),
     "gradient hook": ("hook",),
+    "gradient rule": ("sparsify",),
     "graph pass": ("rewrite",),
     "coding": ("encode", "decode"),
     "engine": ("load",),
