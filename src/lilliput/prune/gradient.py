@@ -91,4 +91,6 @@ class Gradient:
         # All outputs that a convolution makes of one example are one row.
         inner = next((2 + place for place, kind in enumerate(LAYERS[1:]) if isinstance(layer, kind)), 1)
         rows = (*output.shape[: output.ndim - inner], -1)
-        output.register_hook(lambda gradient: self.sparsify(gradient.reshape(rows)).reshape(gradient.shape))
+        output.register_hook(  # type: ignore[no-untyped-call]
+            lambda gradient: self.sparsify(gradient.reshape(rows)).reshape(gradient.shape)
+        )
