@@ -1,4 +1,4 @@
-"""Every weight method, and every two in a row, trains what it saves."""
+"""Every weight method in every setting, and every two in a row at their ends, trains what it saves."""
 
 import pytest
 

@@ -295,8 +295,23 @@ def kmeans(packed, parts):
     return np.concatenate([np.array(zero, parts["codebook"].dtype), parts["codebook"]])[parts["codes"]]
 
 
+def minifloat(packed, parts):
+    width, mantissa = packed["x"]["exponent"], packed["x"]["mantissa"]
+    exponent, fraction = np.divmod(np.abs(parts["codes"].astype(np.int64)), 2**mantissa)
+    value = 2.0 ** (exponent - 2 ** (width - 1) + 1) * (1 + fraction / 2**mantissa)
+    return np.where(exponent > 0, np.sign(parts["codes"]) * value, 0.0)
+
+
+def power_of_two(packed, parts):
+    codes = parts["codes"].astype(np.int64)
+    total = sum(np.sign(c) * 2.0 ** (packed["x"]["top"] - t + 1 - np.abs(c)) for t, c in enumerate(codes))
+    return total * parts.get("scale", np.ones(1)).astype(np.float64)
+
+
 METHODS = {
     "quantize/uniform": uniform,
+    "quantize/minifloat": minifloat,
+    "quantize/power_of_two": power_of_two,
     "quantize/float16": lambda packed, parts: parts["values"],
     "prune/sparse": sparse,
     "share/kmeans": kmeans,
@@ -389,6 +404,28 @@ def test_every_kind_of_uniform(per, bits, symmetric, cell_mean):
     weight = torch.randn(24, 32, generator=numbers) * torch.logspace(-1, 1, 24)[:, None]
     method = Uniform(bits=bits, symmetric=symmetric, per=per, group=16, cell_mean=cell_mean)
     compare(Artifact({"a": method.pack(weight), "b": method.pack(weight.double())}), "named")
+
+
+def quantizers():
+    from lilliput.quantize.fixed_point import FixedPoint
+    from lilliput.quantize.minifloat import Minifloat
+    from lilliput.quantize.power_of_two import PowerOfTwo
+    from lilliput.quantize.shift import Shift
+
+    return (FixedPoint(bits=12), Minifloat(bits=8), Minifloat(bits=14), PowerOfTwo(), Shift(terms=3))
+
+
+@pytest.mark.parametrize("method", quantizers(), ids=repr)
+def test_forms_of_quantizers(method):
+    import torch
+
+    from lilliput.file.artifact import Artifact
+
+    weight = torch.randn(24, 32, generator=torch.Generator().manual_seed(5)) / 3
+    compare(
+        Artifact({"a": method.pack(weight), "b": method.pack(weight.double()), "c": method.pack(weight.half())}),
+        "named",
+    )
 
 
 def test_every_coding(monkeypatch):

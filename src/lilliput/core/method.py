@@ -48,6 +48,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "schedule": ("advance",),
     "penalty": ("penalty",),
     "activation quantizer": ("observe", "forward"),
+    "range solver": ("bounds",),
     "loss": ("loss",),
     "gradient hook": ("hook",),
     "gradient rule": ("sparsify",),
@@ -68,15 +69,16 @@ class WeightMethod(Protocol):
         into: names of the floating-point parts that a later step of the rule may pack again.
         keeps_zeros: an exact zero gets a code of its own and comes back as an exact zero, so that a pruned weight can
             be handed over in its dense shape.
-        training: `"straight"`: the weight is packed anew in each forward pass and the gradient passes straight through
-            to it (straight-through estimator); `"through"`: pack and unpack are themselves differentiable;
-            `"parts"`: the parts named in `trained` become parameters in the weight's place.
-        trained: see `training`.
+        training: `"straight"`: the weight is packed anew in each forward pass and `gradient` says what reaches it;
+            the parts named in `trained` (step sizes) are parameters beside it. `"through"`: pack and unpack are
+            themselves differentiable. `"parts"`: the parts named in `trained` are parameters in the weight's place.
+        trained: see `training`; `prior` hands them to `pack`.
         frozen: parts that stay as they were first packed while the weight is trained (a mask, cluster indices).
         needs: what `Stats` must hold for this method to pack.
         updates: packing also changes the weights that it keeps, to make up for those removed; training starts there.
         exact: the method minimises the squared error of its setting exactly, so that a finer setting is never worse.
         scratch: frozen parts that only training needs; a file doesn't hold them.
+        searched: whether a search tries its `choices()`; not where they are only of use if training follows.
     """
 
     into: ClassVar[tuple[str, ...]] = ()
@@ -88,6 +90,7 @@ class WeightMethod(Protocol):
     updates: ClassVar[bool] = False
     exact: ClassVar[bool] = False
     scratch: ClassVar[tuple[str, ...]] = ()
+    searched: ClassVar[bool] = True
 
     def pack(self, weight: Tensor, stats: Any = None, prior: Packed | None = None) -> Packed:
         """Packs a floating-point tensor; doesn't change it.
@@ -106,6 +109,34 @@ class WeightMethod(Protocol):
     def unpack(packed: Packed) -> Tensor:
         """Makes the weight again from parts that are tensors; checks them, since they may come from a stranger."""
         ...
+
+    def draw(self, weight: Tensor, stats: Any = None, prior: Packed | None = None) -> Packed:
+        """Packs as a forward pass in training mode sees it, for `straight`: by default what `pack` gives.
+
+        Methods that train with random rounding draw here, from torch's global generator; `pack` is what the file and
+        eval mode hold.
+        """
+        return self.pack(weight, stats, prior)
+
+    def gradient(self, weight: Tensor, packed: Packed, grad: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns the gradients of the weight and of the parts in `trained`, for `straight`.
+
+        By default the gradient passes straight through to the weight (Bengio, Leonard and Courville 2013, arXiv
+        1308.3432).
+
+        Args:
+            weight: the latent weight.
+            packed: what this step packed it to in the forward pass.
+            grad: of the unpacked value, of the weight's shape and dtype.
+        """
+        return grad, {}
+
+    def confined(self, weight: Tensor) -> Tensor:
+        """Returns the latent weight as it should be after a step of the optimizer, by default as it is.
+
+        `advance`, which `fit` calls between steps, sees to it: some methods clip latent weights.
+        """
+        return weight
 
     def dense(self, packed: Packed) -> Packed:
         """Returns the form that a next step that keeps zeros should meet; by default the same."""

@@ -165,6 +165,24 @@ def _divisor(scale: Tensor) -> Tensor:
     return torch.where(scale > 0, scale, 1)[:, None]
 
 
+def on_grid(weight: Tensor, codes: Tensor, scale: Tensor, per: str = "tensor", group: int = 0) -> Packed:
+    """Returns the packed form code * scale, for methods that find codes and scales in a way of their own.
+
+    Args:
+        weight: what was packed.
+        codes: integers within 16 bits, of any dtype and as many as the weight has; held as int8 if they fit.
+        scale: one a tensor, row or group.
+        per: as in `Uniform`.
+        group: as in `Uniform`; 0 unless `per` is `"group"`.
+    """
+    wide = codes.reshape(weight.shape).to(torch.int16)
+    low, high = (int(end) for end in wide.aminmax()) if wide.numel() else (0, 0)
+    held = wide.to(torch.int8) if low >= -128 and high <= 127 else wide
+    return Packed(
+        NAME, tuple(weight.shape), weight.dtype, {"codes": held, "scale": scale}, {"per": per, "group": group}
+    )
+
+
 def rows_of(shape: tuple[int, ...], per: str, group: int) -> tuple[int, int]:
     """Returns the (rows, weights per row) that share one scale each.
 
@@ -186,7 +204,7 @@ def centred(packed: Packed, rows: tuple[int, int]) -> Tensor:
     """Returns the codes less their zero point, int16 of shape `rows`; checks what may come from a stranger."""
     codes = packed.tensor("codes", integer=True)
     affine = "zero" in packed.parts
-    if codes.dtype != (torch.uint8 if affine else torch.int8):
+    if codes.dtype not in ({torch.uint8} if affine else {torch.int8, torch.int16}):
         raise MethodError(f"{NAME}: codes of dtype {codes.dtype}")
     wide = codes.reshape(rows).to(torch.int16)
     if not affine:

@@ -51,12 +51,12 @@ class Candidate:
 
 @cache
 def choices() -> Steps:
-    """All settings that the weight methods and criteria offer for a search and that need no calibration."""
+    """All settings that weight methods and criteria offer for a search and that need no calibration."""
     found: list[WeightMethod] = []
     for listing in methods():
         if listing.kind in {"weight method", "criterion"}:
             method = find_path(listing.path)
-            found += () if method.needs else method.choices()
+            found += method.choices() if method.searched and not method.needs else ()
     return tuple(found)
 
 

@@ -18,21 +18,36 @@ PART = "part_"
 INNER = "next_"
 
 
-class StraightThrough(torch.autograd.Function):
-    """Returns the packed value itself; the gradient passes to the latent weight unchanged.
+class Estimated(torch.autograd.Function):
+    """Returns the packed value itself; the method says what gradient reaches the latent weight and trained parts.
 
     `w + (q - w).detach()` would be off by a rounding: then training wouldn't see what the file holds.
     """
 
     @staticmethod
-    def forward(ctx: Any, latent: Tensor, value: Tensor) -> Tensor:
-        """Returns `value`."""
+    def forward(
+        ctx: Any, latent: Tensor, value: Tensor, method: WeightMethod, packed: Packed, *trained: Tensor
+    ) -> Tensor:
+        """Returns `value`.
+
+        Args:
+            ctx: of autograd.
+            latent: the latent weight.
+            value: what it is in this forward pass.
+            method: whose `gradient` is asked.
+            packed: what the method packed the weight to.
+            trained: the parameters beside the weight, in the order of `method.trained`.
+        """
+        ctx.method, ctx.packed = method, packed
+        ctx.save_for_backward(latent)
         return value
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        """Passes the gradient to the latent weight."""
-        return grads[0], None
+        """Asks the method."""
+        (latent,) = ctx.saved_tensors
+        own, parts = ctx.method.gradient(latent, ctx.packed, grads[0])
+        return (own, None, None, None, *(parts[name] for name in ctx.method.trained))
 
 
 class Node(nn.Module):
@@ -75,7 +90,7 @@ class Node(nn.Module):
         self.settings, self.method, self.shape = dict(packed.settings), packed.method, packed.shape
         for name in head.frozen:
             self.register_buffer(PART + name, packed.tensor(name).detach().clone())
-        if head.training == "parts":
+        if head.training != "through":
             for name in head.trained:
                 self.register_parameter(PART + name, _parameter(packed.tensor(name), name, previous))
         if head.training == "straight" or not following:
@@ -119,8 +134,12 @@ class Node(nn.Module):
         with torch.autocast(weight.device.type, enabled=False):
             if self.steps[0].training != "straight":
                 return self._composed(weight)
-            value = unpack(self.packed(weight))
-            effective: Tensor = StraightThrough.apply(weight, value)  # type: ignore[no-untyped-call]
+            head = self.steps[0]
+            with torch.no_grad():
+                first = self.first(weight.detach(), draw=self.training)
+                value = unpack(pack_rest(head, first, self.steps[1:], self.stats))
+            trained = [self.get_parameter(PART + name) for name in head.trained]
+            effective: Tensor = Estimated.apply(weight, value, head, first, *trained)  # type: ignore[no-untyped-call]
             return effective
 
     def _composed(self, weight: Tensor) -> Tensor:
@@ -146,16 +165,21 @@ class Node(nn.Module):
                 parts[name] = inner.packed(part) if inner is not None else part.detach().clone()
             return replace(whole, parts=parts)
 
-    def first(self, weight: Tensor) -> Packed:
-        """Returns the weight packed by the first step alone, its state kept; differentiable if the step is."""
+    def first(self, weight: Tensor, draw: bool = False) -> Packed:
+        """Returns the weight packed by the first step alone, its state kept; differentiable if the step is.
+
+        Args:
+            weight: the latent weight.
+            draw: as a forward pass in training mode sees it, which may be random.
+        """
         head = self.steps[0]
         state: dict[str, Tensor | Packed] = {name: getattr(self, PART + name) for name in head.frozen}
-        if head.training == "parts":
+        if head.training != "through":
             state |= {name: getattr(self, PART + name) for name in head.trained}
         packed = Packed(self.method, self.shape, weight.dtype, state, self.settings)
         if head.training == "parts":
             return packed
-        return head.pack(weight, self.stats, packed if head.frozen else None)
+        return (head.draw if draw else head.pack)(weight, self.stats, packed if state else None)
 
     def _opened(self, weight: Tensor) -> Packed:
         """The first step's parts, in the form that the next step takes."""
@@ -169,6 +193,11 @@ class Node(nn.Module):
             weight: the latent weight; changed in place by a step that makes up for what it removes.
             progress: part of the training that is over, 0 to 1.
         """
+        if not self.trained:
+            with torch.no_grad():
+                confined = self.steps[0].confined(weight)
+                if confined is not weight:
+                    weight.copy_(confined)
         steps = scheduled(self.target, self.schedule, progress)
         if steps == self.steps:
             return False
