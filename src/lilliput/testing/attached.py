@@ -53,11 +53,16 @@ def recipe_of(steps: tuple[Any, ...]) -> Recipe:
 
 def model_of(steps: tuple[Any, ...], values: Mapping[str, Tensor]) -> tuple[Weights, int]:
     """Returns a model of those weights that the steps claim, the steps attached, and how many they are."""
+    # A step with a course of its own must be able to take the weight at its start, too.
+    ends = (steps, tuple(step.at(0.0) for step in steps))
     claimed = {
         name: value
         for name, value in values.items()
-        if tried(partial(pack_steps, value, steps, stats_for(steps, value)), f"{steps} on {name} {tuple(value.shape)}")
-        is not None
+        if all(
+            tried(partial(pack_steps, value, now, stats_for(now, value)), f"{now} on {name} {tuple(value.shape)}")
+            is not None
+            for now in dict.fromkeys(ends)
+        )
     }
     model = Weights({name: value.clone() for name, value in claimed.items()})
     if claimed:
