@@ -4,10 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional
 
 from lilliput.core.errors import MethodError, NotWorthwhile
-from lilliput.core.packed import unpack
-from lilliput.factorize.svd import Svd, rank_for_energy
+from lilliput.core.packed import take, unpack
+from lilliput.factorize.rank import rank_for_energy
+from lilliput.factorize.svd import Svd, as_matrix
 from lilliput.testing.spread import decaying, gaussian
 
 
@@ -121,3 +124,72 @@ def test_a_product_wider_than_its_weight_is_refused():
         unpack(wider)
     with pytest.raises(MethodError, match="factors"):
         unpack(replace(packed, dtype=torch.float16))
+
+
+@pytest.mark.parametrize(
+    ("view", "shape"), [("out", (7, 5, 3, 2)), ("in", (7, 5, 3, 2)), ("space", (7, 5, 3, 2)), ("in", (7, 5))]
+)
+def test_each_view_is_exact_at_full_rank_and_loses_its_own_singular_values(view, shape):
+    weight = gaussian(*shape).double()
+    values = torch.linalg.svdvals(as_matrix(weight, view))
+    full = unpack(Svd(rank=99, force=True, view=view).pack(weight))
+    assert torch.allclose(full, weight, atol=1e-14)
+    error = squared_error(Svd(rank=2, force=True, view=view), weight)
+    assert error == pytest.approx(float(values[2:].square().sum()), rel=1e-9)
+
+
+def test_views_as_the_papers_write_them():
+    weight = gaussian(4, 3, 2, 5)
+    assert as_matrix(weight, "in")[1, 2 * 10 + 5 + 4] == weight[2, 1, 1, 4]  # C x (N kh kw)
+    assert as_matrix(weight, "space")[1 * 2 + 1, 4 * 4 + 2] == weight[2, 1, 1, 4]  # (C kh) x (kw N)
+
+
+@pytest.mark.parametrize("view", ["out", "in", "space"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_chain_of_layers_does_what_the_composed_weight_does(view, bias):
+    layer = nn.Conv2d(5, 7, (3, 2), stride=(2, 1), padding=(1, 2), dilation=(1, 2), bias=bias).double()
+    packed = Svd(rank=3, force=True, view=view).pack(layer.weight.detach())
+    x = gaussian(2, 5, 9, 11).double()
+    expected = functional.conv2d(x, unpack(packed), layer.bias, layer.stride, layer.padding, layer.dilation)
+    made = Svd.layers(packed, layer)
+    assert torch.allclose(made(x), expected, atol=1e-12)
+    assert [part.bias is not None for part in made] == [False, bias]
+    assert sum(p.weight.numel() for p in made) == sum(t.numel() for t in packed.parts.values())
+
+
+@pytest.mark.parametrize("view", ["out", "in"])
+def test_the_chain_of_a_linear_layer(view):
+    layer = nn.Linear(6, 9).double()
+    packed = Svd(rank=3, view=view, force=True).pack(layer.weight.detach())
+    x = gaussian(4, 6).double()
+    assert torch.allclose(Svd.layers(packed, layer)(x), functional.linear(x, unpack(packed), layer.bias), atol=1e-13)
+
+
+def test_the_chain_refuses_other_layers():
+    packed = Svd(rank=1).pack(gaussian(8, 4, 3, 3))
+    with pytest.raises(MethodError, match="groups = 1"):
+        Svd.layers(packed, nn.Conv2d(8, 8, 3, groups=2))
+    with pytest.raises(MethodError, match="the layer's weight"):
+        Svd.layers(packed, nn.Conv2d(4, 9, 3))
+    with pytest.raises(MethodError, match="ReLU"):
+        Svd.layers(packed, nn.ReLU())
+
+
+@pytest.mark.parametrize("view", ["out", "in", "space"])
+@pytest.mark.parametrize("axis", range(4))
+def test_cutting_indices_keeps_the_values_of_the_others(view, axis):
+    packed = Svd(rank=2, force=True, view=view).pack(gaussian(6, 5, 4, 3))
+    kept = torch.tensor([0, 2])
+    whole = unpack(packed).index_select(axis, kept)
+    assert torch.allclose(unpack(take(packed, axis, kept)), whole, atol=1e-6)
+
+
+def test_rules():
+    planted = gaussian(40, 3) @ gaussian(3, 60, seed=1) * 10 + 0.01 * gaussian(40, 60, seed=2)
+    assert Svd(rule="evbmf").pack(planted).parts["u"].shape == (40, 3)
+    assert Svd(rule="ratio", ratio=0.25).pack(planted).parts["u"].shape == (40, 6)
+    for wrong in ({"rule": "best"}, {"view": "side"}, {"ratio": 0}):
+        with pytest.raises(MethodError):
+            Svd(**wrong)
+    with pytest.raises(MethodError, match="four axes"):
+        Svd(view="space").pack(gaussian(4, 4))

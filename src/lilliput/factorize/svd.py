@@ -3,30 +3,39 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lilliput.core.checks import check_range, check_weight
-from lilliput.core.errors import MethodError, NotWorthwhile
+from lilliput.core.errors import MethodError
 from lilliput.core.method import WeightMethod
 from lilliput.core.packed import Packed, cut_shape, take
+from lilliput.factorize import chain
+from lilliput.factorize.rank import check_rule, check_smaller, precise, rank_by
 
 NAME = "factorize/svd"
+VIEWS = ("out", "in", "space")
 
 
 @dataclass(frozen=True)
 class Svd(WeightMethod):
     """W (m x n) ~ U V with U (m x r) and V (r x n), the best approximation of rank r (Eckart and Young 1936).
 
-    A convolution (out, in, kh, kw) is the matrix out x (in kh kw). The singular values are split evenly,
-    U = U_r sqrt(S_r) and V = sqrt(S_r) V_r^T, which balances the gradients. The squared error is the sum of the
-    squared singular values left out. The factors hold r (m + n) numbers, so that r < m n / (m + n) pays.
+    A convolution (N, C, kh, kw) is seen as one of three matrices: N x (C kh kw), then it is a convolution to r
+    channels and one of extent 1; C x (N kh kw), the same the other way round; or (C kh) x (kw N), a kh x 1 and a
+    1 x kw convolution. The singular values are split evenly, U = U_r sqrt(S_r) and V = sqrt(S_r) V_r^T, which
+    balances the gradients. The squared error is the sum of the squared singular values left out. The factors hold
+    r (m + n) numbers, so that r < m n / (m + n) pays.
 
     Attributes:
-        rank: number of singular values kept; 0 to go by `energy`.
+        rank: number of singular values kept; 0 to go by `rule`.
         energy: keep the fewest singular values with sum s_i^2 >= energy * sum of all, 0 < energy <= 1.
         force: factorize even where the factors hold more numbers than the weight.
+        view: `"out"`, `"in"` or `"space"`, see above.
+        rule: `"energy"`; `"ratio"`, r = floor(ratio m n / (m + n)); or `"evbmf"`, what stands out of the noise.
+        ratio: the part of the numbers to be kept, 0 < ratio <= 1.
 
     >>> packed = Svd(rank=1).pack(torch.ones(4, 5))
     >>> packed.parts["u"].shape, bool(torch.allclose(Svd.unpack(packed), torch.ones(4, 5)))
@@ -36,6 +45,9 @@ class Svd(WeightMethod):
     rank: int = 0
     energy: float = 0.95
     force: bool = False
+    view: Literal["out", "in", "space"] = "out"
+    rule: Literal["energy", "ratio", "evbmf"] = "energy"
+    ratio: float = 0.5
 
     into = ("u", "v")
     training = "parts"
@@ -45,43 +57,31 @@ class Svd(WeightMethod):
     def __post_init__(self) -> None:
         check_range(NAME, "rank", self.rank, 0, 2**31)
         check_range(NAME, "energy", self.energy, 1e-6, 1)
+        check_range(NAME, "ratio", self.ratio, 1e-6, 1)
+        check_rule(NAME, self.rule)
+        if self.view not in VIEWS:
+            raise MethodError(f"{NAME}: view = '{self.view}' is none of {', '.join(VIEWS)}")
 
     def pack(self, weight: Tensor, stats: object = None, prior: Packed | None = None) -> Packed:
         """Packs to `u` (m x r) and `v` (r x n), in the weight's dtype.
 
         Raises:
             NotWorthwhile: if the factors would hold more numbers than the weight.
-            MethodError: if the weight has fewer than two axes, or isn't finite.
+            MethodError: if the weight has fewer than two axes (four, for the view "space"), or isn't finite.
         """
         check_weight(weight, NAME)
-        if weight.ndim < 2:
-            raise MethodError(f"{NAME}: needs a weight of two or more axes, not of shape {tuple(weight.shape)}")
-        matrix = weight.reshape(len(weight), -1) if weight.numel() else weight.new_zeros(len(weight), 0)
-        precise = matrix.to(
-            torch.float64 if matrix.numel() <= 2**22 else torch.promote_types(matrix.dtype, torch.float32)
-        )
-        left, values, right = torch.linalg.svd(precise, full_matrices=False)
-        rank = min(self.rank, len(values)) if self.rank else rank_for_energy(values, self.energy)
-        rows, columns = matrix.shape
-        if rank * (rows + columns) > weight.numel() and not self.force:
-            raise NotWorthwhile(
-                f"{NAME}: rank {rank} of a {rows} x {columns} matrix holds {rank * (rows + columns)} numbers, "
-                f"the weight {weight.numel()}"
-            )
+        matrix = as_matrix(weight, self.view)
+        left, values, right = torch.linalg.svd(precise(matrix), full_matrices=False)
+        shape = (matrix.shape[0], matrix.shape[1])
+        rank = min(self.rank, len(values)) if self.rank else rank_by(self.rule, values, shape, self.energy, self.ratio)
+        check_smaller(NAME, rank * sum(shape), weight, f"rank {rank}", self.force)
         root = values[:rank].sqrt()
-        parts = {
-            "u": (left[:, :rank] * root).to(weight.dtype),
-            "v": (root[:, None] * right[:rank]).to(weight.dtype),
-        }
-        return Packed(NAME, tuple(weight.shape), weight.dtype, {k: v.contiguous() for k, v in parts.items()})
+        return packed_factors(weight, left[:, :rank] * root, root[:, None] * right[:rank], self.view)
 
     @staticmethod
     def unpack(packed: Packed) -> Tensor:
         """Returns the product of the factors in the weight's shape."""
-        if len(packed.shape) < 2:
-            raise MethodError(f"{NAME}: shape {packed.shape} is no matrix")
-        rows = packed.shape[0]
-        columns = torch.Size(packed.shape[1:]).numel() if rows else 0
+        rows, columns = _sizes(packed)
         u, v = packed.tensor("u", integer=False), packed.tensor("v", integer=False)
         if u.ndim != 2 or v.ndim != 2 or u.shape[1] != v.shape[0] or (u.shape[0], v.shape[1]) != (rows, columns):
             raise MethodError(f"{NAME}: factors {tuple(u.shape)} and {tuple(v.shape)} don't make {packed.shape}")
@@ -90,18 +90,54 @@ class Svd(WeightMethod):
             raise MethodError(
                 f"{NAME}: factors {u.dtype} {tuple(u.shape)} and {v.dtype} {tuple(v.shape)} of {packed.dtype}"
             )
-        return (u @ v).reshape(packed.shape).to(packed.dtype)
+        first, last = _axes(_view(packed), len(packed.shape))
+        order = (*first, *last)
+        product = (u @ v).reshape([packed.shape[axis] for axis in order])
+        # Contiguous, since what is computed with a weight depends on its layout in the last bit.
+        return product.permute([order.index(axis) for axis in range(len(order))]).contiguous().to(packed.dtype)
+
+    @staticmethod
+    def layers(packed: Packed, layer: nn.Module) -> nn.Sequential:
+        """Returns the two layers that do what `layer` does with the unpacked weight.
+
+        Args:
+            packed: by this method, its parts tensors.
+            layer: linear, or a convolution without groups; its bias goes to the last of the two.
+
+        Raises:
+            MethodError: if the layer is of another kind or shape.
+        """
+        chain.check_layer(packed, layer)
+        Svd.unpack(packed)
+        u, v = packed.tensor("u"), packed.tensor("v")
+        view, made = _view(packed), layer
+        bias: Any = layer.bias
+        if isinstance(made, nn.Linear):
+            first, last = (v, u) if view == "out" else (u.T, v.T)
+            return nn.Sequential(chain.linear(first), chain.linear(last, bias))
+        assert isinstance(made, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+        out, channels, *window = packed.shape
+        axes = range(len(window))
+        if view == "out":
+            wide = v.reshape(-1, channels, *window)
+            return nn.Sequential(chain.convolution(wide, made, axes), chain.pointwise(u, made, bias))
+        if view == "in":
+            wide = v.reshape(-1, out, *window).transpose(0, 1)
+            return nn.Sequential(chain.pointwise(u.T, made), chain.convolution(wide, made, axes, bias=bias))
+        down = u.reshape(channels, window[0], 1, -1).permute(3, 0, 1, 2)
+        across = v.reshape(-1, 1, window[1], out).permute(3, 0, 1, 2)
+        return nn.Sequential(chain.convolution(down, made, (0,)), chain.convolution(across, made, (1,), bias=bias))
 
     @staticmethod
     def take(packed: Packed, axis: int, kept: Tensor) -> Packed:
-        """Takes rows of `u`, or those columns of `v` that belong to the indices which stay."""
+        """Takes those rows of `u`, or columns of `v`, that belong to the indices which stay."""
         shape = cut_shape(packed, axis, kept)
-        if axis == 0:
-            return replace(packed.with_parts(u=take(packed.parts["u"], 0, kept)), shape=shape)
-        numel = torch.Size(packed.shape[1:]).numel()
-        columns = torch.arange(numel, device=kept.device).reshape(packed.shape[1:])
-        wanted = columns.index_select(axis - 1, kept).flatten()
-        return replace(packed.with_parts(v=take(packed.parts["v"], 1, wanted)), shape=shape)
+        first, last = _axes(_view(packed), len(packed.shape))
+        part, axes, own = ("u", first, 0) if axis in first else ("v", last, 1)
+        sizes = [packed.shape[a] for a in axes]
+        places = torch.arange(torch.Size(sizes).numel(), device=kept.device).reshape(sizes)
+        wanted = places.index_select(axes.index(axis), kept).flatten()
+        return replace(packed.with_parts(**{part: take(packed.parts[part], own, wanted)}), shape=shape)
 
     @classmethod
     def choices(cls) -> tuple[WeightMethod, ...]:
@@ -109,16 +145,47 @@ class Svd(WeightMethod):
         return tuple(cls(energy=energy) for energy in (0.8, 0.9, 0.95, 0.99))
 
 
-def rank_for_energy(values: Tensor, energy: float) -> int:
-    """Returns the smallest k >= 1 with sum_{i<=k} s_i^2 >= energy * sum s_i^2.
+def packed_factors(weight: Tensor, u: Tensor, v: Tensor, view: str) -> Packed:
+    """Returns the packed form of a weight ~ u v, (m x r) and (r x n) of its matrix in this view."""
+    parts = {"u": u.to(weight.dtype).contiguous(), "v": v.to(weight.dtype).contiguous()}
+    return Packed(NAME, tuple(weight.shape), weight.dtype, parts, {} if view == "out" else {"view": view})
 
-    Args:
-        values: singular values in descending order.
-        energy: 0 < energy <= 1.
+
+def as_matrix(weight: Tensor, view: str) -> Tensor:
+    """Returns a weight as the matrix of this view.
+
+    Raises:
+        MethodError: if it has too few axes.
+
+    >>> as_matrix(torch.zeros(8, 4, 3, 5), "space").shape
+    torch.Size([12, 40])
     """
-    squares = values.double().square()
-    total = float(squares.sum())
-    if not total:
-        return min(1, len(values))
-    reached = squares.cumsum(0) >= energy * total * (1 - 1e-12)
-    return int(reached.to(torch.int8).argmax()) + 1
+    if weight.ndim < 2 or (view == "space" and weight.ndim != 4):
+        what = "four axes for the view 'space'" if view == "space" else "two or more axes"
+        raise MethodError(f"{NAME}: needs a weight of {what}, not of shape {tuple(weight.shape)}")
+    first, last = _axes(view, weight.ndim)
+    sizes = [torch.Size([weight.shape[axis] for axis in axes]).numel() for axes in (first, last)]
+    return weight.permute(*first, *last).reshape(sizes)
+
+
+def _axes(view: str, count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The weight's axes that are the matrix's rows, and those that are its columns."""
+    if view == "space":
+        return (1, 2), (3, 0)
+    return ((0,), tuple(range(1, count))) if view == "out" else ((1,), (0, *range(2, count)))
+
+
+def _view(packed: Packed) -> str:
+    view = packed.settings.get("view", "out")
+    if view not in VIEWS:
+        raise MethodError(f"{NAME}: view = {view!r} is none of {', '.join(VIEWS)}")
+    return str(view)
+
+
+def _sizes(packed: Packed) -> tuple[int, int]:
+    view = _view(packed)
+    if len(packed.shape) < 2 or (view == "space" and len(packed.shape) != 4):
+        raise MethodError(f"{NAME}: shape {packed.shape} is no matrix")
+    first, last = _axes(view, len(packed.shape))
+    rows, columns = (torch.Size([packed.shape[axis] for axis in axes]).numel() for axes in (first, last))
+    return rows, columns

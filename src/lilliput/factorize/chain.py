@@ -1,0 +1,80 @@
+"""The layers that a factorized convolution is a chain of: strides, padding and dilation where they belong."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lilliput.core.errors import MethodError
+from lilliput.core.packed import Packed
+
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
+
+
+def check_layer(packed: Packed, layer: nn.Module) -> None:
+    """Raises MethodError unless the layer is one whose weight was packed: linear, or a convolution without groups."""
+    if not isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        raise MethodError(f"{packed.method}: no chain of layers for {type(layer).__name__}")
+    if tuple(layer.weight.shape) != packed.shape:
+        raise MethodError(f"{packed.method}: packed {packed.shape}, the layer's weight is {tuple(layer.weight.shape)}")
+    if not isinstance(layer, nn.Linear) and (layer.groups != 1 or isinstance(layer.padding, str)):
+        raise MethodError(f"{packed.method}: a chain needs groups = 1 and padding in numbers; use the composed weight")
+
+
+def linear(weight: Tensor, bias: Tensor | None = None) -> Any:
+    """Returns a linear layer of this weight, (out, in)."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, weight.device, weight.dtype)
+    return _filled(layer, weight, bias)
+
+
+def convolution(
+    weight: Tensor, like: Convolution, axes: Collection[int], *, bias: Tensor | None = None, groups: int = 1
+) -> Any:
+    """Returns a convolution of this weight that has another's stride, padding and dilation along some axes.
+
+    Only the factor with a spatial extent may be padded, and no factor but the last may have a bias: otherwise the
+    borders would come out differently.
+
+    Args:
+        weight: (out, in / groups, ...).
+        like: the convolution that is factorized.
+        axes: spatial axes, from 0, along which this factor does the work.
+        bias: (out,), or None.
+        groups: of the new convolution.
+    """
+    count = len(like.kernel_size)
+
+    def along(values: Any, plain: int) -> Any:
+        return tuple(int(values[axis]) if axis in axes else plain for axis in range(count))
+
+    cls = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[count - 1]
+    layer = cls(
+        weight.shape[1] * groups,
+        weight.shape[0],
+        tuple(weight.shape[2:]),  # type: ignore[arg-type]
+        along(like.stride, 1),
+        along(like.padding, 0),
+        along(like.dilation, 1),
+        groups,
+        bias is not None,
+        like.padding_mode,
+        weight.device,
+        weight.dtype,
+    )
+    return _filled(layer, weight, bias)
+
+
+def pointwise(weight: Tensor, like: Convolution, bias: Tensor | None = None) -> Any:
+    """Returns the convolution of extent 1 that a matrix (out, in) is."""
+    return convolution(weight.reshape(*weight.shape, *[1] * len(like.kernel_size)), like, (), bias=bias)
+
+
+def _filled(layer: Any, weight: Tensor, bias: Tensor | None) -> Any:
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        if bias is not None:
+            layer.bias.copy_(bias)
+    return layer
