@@ -78,6 +78,7 @@ def test_through_compress_on_a_convolution():
     artifact = compress(model, recipe, [x])
     plain = compress(model, Recipe((Rule("0.*", (Svd(rank=4),)),)), [x])
 
+    @torch.no_grad()
     def error(other):
         layer = nn.functional.conv2d(x, unpack(other.weights["0.weight"]), model[0].bias, padding=1)
         return float((layer - model[0](x)).square().sum())

@@ -38,13 +38,11 @@ def check_smaller(method: str, numbers: int, weight: Tensor, what: str, force: b
         method: for the message.
         numbers: of all factors together.
         weight: the weight.
-        what: the ranks, in words.
+        what: the ranks and what they are of, in words.
         force: don't.
     """
     if numbers > weight.numel() and not force:
-        raise NotWorthwhile(
-            f"{method}: {what} of a weight {tuple(weight.shape)} holds {numbers} numbers, the weight {weight.numel()}"
-        )
+        raise NotWorthwhile(f"{method}: {what} holds {numbers} numbers, the weight {weight.numel()}")
 
 
 def rank_for_energy(values: Tensor, energy: float) -> int:

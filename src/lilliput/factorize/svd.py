@@ -74,7 +74,7 @@ class Svd(WeightMethod):
         left, values, right = torch.linalg.svd(precise(matrix), full_matrices=False)
         shape = (matrix.shape[0], matrix.shape[1])
         rank = min(self.rank, len(values)) if self.rank else rank_by(self.rule, values, shape, self.energy, self.ratio)
-        check_smaller(NAME, rank * sum(shape), weight, f"rank {rank}", self.force)
+        check_smaller(NAME, rank * sum(shape), weight, f"rank {rank} of a {shape[0]} x {shape[1]} matrix", self.force)
         root = values[:rank].sqrt()
         return packed_factors(weight, left[:, :rank] * root, root[:, None] * right[:rank], self.view)
 

@@ -90,7 +90,7 @@ class Whitened(WeightMethod):
         roots = values.flip(0).clamp(min=0).sqrt()[:most]
         shape = (matrix.shape[0], columns)
         rank = min(self.rank, most) if self.rank else rank_by(self.rule, roots, shape, self.energy, self.ratio)
-        check_smaller(NAME, rank * sum(shape), weight, f"rank {rank}", self.force)
+        check_smaller(NAME, rank * sum(shape), weight, f"rank {rank} of a {shape[0]} x {shape[1]} matrix", self.force)
         basis = vectors.flip(1)[:, :rank]
         left, own, right = torch.linalg.svd(basis.T @ matrix, full_matrices=False)
         root = (own * scale).sqrt()

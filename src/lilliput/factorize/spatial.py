@@ -1,0 +1,128 @@
+"""Separable convolutions: k x 1, then 1 x k, in place of k x k, by the closed form of the best."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lilliput.core.checks import check_range, check_weight
+from lilliput.core.errors import MethodError
+from lilliput.core.method import WeightMethod
+from lilliput.core.packed import Packed
+from lilliput.factorize import chain
+from lilliput.factorize.rank import check_rule, check_smaller, precise, rank_by
+
+NAME = "factorize/spatial"
+
+
+@dataclass(frozen=True)
+class Spatial(WeightMethod):
+    """W[n, c] ~ sum_k h[n, k] v[k, c]: K filters kh x 1 over all channels, then N filters 1 x kw over those K.
+
+    The second scheme of Jaderberg, Vedaldi and Zisserman 2014 (arXiv 1405.3866; the first is `spatial_own`), whose
+    best filters have the closed form of Tai et al. 2016 (arXiv 1511.06067): the truncated SVD of the matrix
+    (C kh) x (kw N), with the singular values left out as the squared error. It holds K (C kh + N kw) numbers.
+
+    Attributes:
+        rank: K; 0 to go by `rule`.
+        rule: `"energy"`, `"ratio"` or `"evbmf"`, as in `factorize/svd`.
+        energy: the part of the squared weights to be kept, 0 < energy <= 1.
+        ratio: the part of the numbers to be kept, 0 < ratio <= 1.
+        force: factorize even where the factors hold more numbers than the weight.
+
+    >>> kernel = torch.tensor([[[[1.0, 2.0, 3.0]]], [[[2.0, 4.0, 6.0]]]]) * torch.tensor([1.0, 0, -1])[:, None]
+    >>> packed = Spatial(rank=1).pack(kernel)
+    >>> bool(torch.allclose(Spatial.unpack(packed), kernel)), packed.parts["down"].shape, packed.parts["across"].shape
+    (True, torch.Size([1, 1, 3, 1]), torch.Size([2, 1, 1, 3]))
+    """
+
+    rank: int = 0
+    rule: Literal["energy", "ratio", "evbmf"] = "energy"
+    energy: float = 0.95
+    ratio: float = 0.5
+    force: bool = False
+
+    into = ("down", "across")
+    training = "parts"
+    trained = ("down", "across")
+    exact = True
+
+    def __post_init__(self) -> None:
+        check_range(NAME, "rank", self.rank, 0, 2**31)
+        check_range(NAME, "energy", self.energy, 1e-6, 1)
+        check_range(NAME, "ratio", self.ratio, 1e-6, 1)
+        check_rule(NAME, self.rule)
+
+    def pack(self, weight: Tensor, stats: object = None, prior: Packed | None = None) -> Packed:
+        """Packs to `down` (K, C, kh, 1) and `across` (N, K, 1, kw), weights of convolutions in the weight's dtype.
+
+        Raises:
+            NotWorthwhile: if the factors would hold more numbers than the weight.
+            MethodError: if the weight hasn't four axes, or isn't finite.
+        """
+        check_weight(weight, NAME)
+        if weight.ndim != 4 or not weight.numel():
+            raise MethodError(f"{NAME}: needs a weight (out, in, height, width), not of shape {tuple(weight.shape)}")
+        out, channels, high, wide = weight.shape
+        matrix = precise(weight).permute(1, 2, 3, 0).reshape(channels * high, wide * out)
+        left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+        shape = (matrix.shape[0], matrix.shape[1])
+        rank = min(self.rank or rank_by(self.rule, values, shape, self.energy, self.ratio), len(values))
+        check_smaller(NAME, rank * sum(shape), weight, f"rank {rank} of a {shape[0]} x {shape[1]} matrix", self.force)
+        root = values[:rank].sqrt()
+        parts = {
+            "down": (left[:, :rank] * root).reshape(channels, high, rank).permute(2, 0, 1)[..., None],
+            "across": (root[:, None] * right[:rank]).reshape(rank, wide, out).permute(2, 0, 1)[:, :, None],
+        }
+        parts = {name: part.to(weight.dtype).contiguous() for name, part in parts.items()}
+        return Packed(NAME, tuple(weight.shape), weight.dtype, parts)
+
+    @staticmethod
+    def unpack(packed: Packed) -> Tensor:
+        """Returns the composed kernels in the weight's shape."""
+        down, across = _checked(packed)
+        out, channels, high, wide = packed.shape
+        first = down.permute(1, 2, 0, 3).reshape(channels * high, -1)
+        last = across.permute(1, 3, 0, 2).reshape(-1, wide * out)
+        return (first @ last).reshape(channels, high, wide, out).permute(3, 0, 1, 2).contiguous()
+
+    @staticmethod
+    def layers(packed: Packed, layer: nn.Module) -> nn.Sequential:
+        """Returns the two convolutions that do what `layer` does with the unpacked weight.
+
+        The stride goes along with each axis: (s, 1), then (1, s).
+
+        Args:
+            packed: by this method, its parts tensors.
+            layer: a convolution without groups; its bias goes to the last.
+
+        Raises:
+            MethodError: if the layer is of another kind or shape.
+        """
+        chain.check_layer(packed, layer)
+        down, across = _checked(packed)
+        like: Any = layer
+        last = chain.convolution(across, like, (1,), bias=like.bias)
+        return nn.Sequential(chain.convolution(down, like, (0,)), last)
+
+    @classmethod
+    def choices(cls) -> tuple[WeightMethod, ...]:
+        """Energies from 80 % to 95 %."""
+        return tuple(cls(energy=energy) for energy in (0.8, 0.9, 0.95))
+
+
+def _checked(packed: Packed) -> tuple[Tensor, Tensor]:
+    if len(packed.shape) != 4 or 0 in packed.shape:
+        raise MethodError(f"{NAME}: shape {packed.shape} is no convolution's")
+    out, channels, high, wide = packed.shape
+    down, across = (packed.tensor(name, integer=False) for name in ("down", "across"))
+    if not down.dtype == across.dtype == packed.dtype:
+        raise MethodError(f"{NAME}: factors {down.dtype} and {across.dtype} of {packed.dtype}")
+    count = len(down) if down.ndim else 0
+    sizes = tuple(down.shape), tuple(across.shape)
+    if sizes != ((count, channels, high, 1), (out, count, 1, wide)) or not count:
+        raise MethodError(f"{NAME}: factors {sizes[0]} and {sizes[1]} don't make {packed.shape}")
+    return down, across
