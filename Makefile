@@ -32,7 +32,9 @@ test: $(VENV)/installed-test ## Everything that checks: format, lint, types, imp
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto tests
+	@# The blocks of one document go on from one another: one process runs them all.
+	OMP_NUM_THREADS=1 $(BIN)/pytest README.md docs src
 
 SECONDS ?= 60
 fuzz: $(VENV)/installed-test ## Fuzz the loader: make fuzz SECONDS=600.

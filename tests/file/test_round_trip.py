@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lilliput.core.errors import LilliputError
+from lilliput.core.errors import LilliputError, NotWorthwhile
 from lilliput.core.method import find_path, methods
 from lilliput.core.packed import Packed, leaves, pack_steps, unpack
 from lilliput.core.recipe import Recipe
@@ -123,6 +123,8 @@ def weight_methods():
     for listing in methods():
         if listing.kind in {"weight method", "criterion"}:
             cls = find_path(listing.path)
+            if cls.needs:  # calibration decides what they keep, not what the packed form looks like
+                continue
             yield from ((listing.path, choice) for choice in cls.choices() or (cls(),))
 
 
@@ -132,7 +134,7 @@ SHAPES = ((6, 8), (4, 3, 3, 3), (5,), (1,), (0, 4), ())
 @pytest.mark.parametrize(("path", "method"), list(weight_methods()), ids=str)
 def test_every_weight_method(path, method):
     numbers = torch.Generator().manual_seed(len(path))
-    packed = {}
+    packed, left_alone = {}, False
     for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
         for shape in SHAPES:
             weight = torch.randn(shape, generator=numbers).to(dtype)
@@ -140,9 +142,11 @@ def test_every_weight_method(path, method):
                 try:
                     name = f"{str(dtype)[6:]}x{'x'.join(map(str, shape))}x{zeros}"
                     packed[name] = pack_steps(weight * (weight > 0) if zeros else weight, (method,))
+                except NotWorthwhile:
+                    left_alone = True
                 except LilliputError:
                     continue
-    assert packed
+    assert packed or left_alone
     for form in ("named", "solid"):
         after = read.loads(write.dumps(Artifact(packed), form))
         for name, before in packed.items():
