@@ -108,6 +108,7 @@ def sensitivity(
         DataError: neither data nor a metric, or they can't be used.
         MethodError: the method has no sparsity, or a sparsity is out of range.
 
+    >>> import torch
     >>> found = sensitivity(nn.Linear(8, 4), [torch.ones(2, 8)], sparsities=(0.5, 0.9))
     >>> found.unit, [curve.name for curve in found.curves]
     ('divergence', ['weight'])
