@@ -308,7 +308,21 @@ def power_of_two(packed, parts):
     return total * parts.get("scale", np.ones(1)).astype(np.float64)
 
 
+def incremental(packed, parts):
+    codes = parts["codes"].astype(np.int64)
+    weight = np.where(codes == -128, 0.0, np.sign(codes) * 2.0 ** (packed["x"]["top"] + 1 - np.abs(codes)))
+    weight[codes == -128] = parts["values"]
+    return weight
+
+
+def trained_ternary(packed, parts):
+    zero = np.zeros(1, parts["positive"].dtype)
+    return np.concatenate([-parts["negative"], zero, parts["positive"]])[parts["codes"].astype(np.int64) + 1]
+
+
 METHODS = {
+    "quantize/incremental": incremental,
+    "quantize/trained_ternary": trained_ternary,
     "quantize/uniform": uniform,
     "quantize/minifloat": minifloat,
     "quantize/power_of_two": power_of_two,
@@ -408,11 +422,17 @@ def test_every_kind_of_uniform(per, bits, symmetric, cell_mean):
 
 def quantizers():
     from lilliput.quantize.fixed_point import FixedPoint
+    from lilliput.quantize.incremental import Incremental
     from lilliput.quantize.minifloat import Minifloat
     from lilliput.quantize.power_of_two import PowerOfTwo
+    from lilliput.quantize.qnn import Qnn
     from lilliput.quantize.shift import Shift
+    from lilliput.quantize.trained_ternary import TrainedTernary
 
-    return (FixedPoint(bits=12), Minifloat(bits=8), Minifloat(bits=14), PowerOfTwo(), Shift(terms=3))
+    return (
+        *(FixedPoint(bits=12), Minifloat(bits=8), Minifloat(bits=14), PowerOfTwo(), Shift(terms=3), TrainedTernary()),
+        *(Incremental(portion=0.4), Incremental(bits=3), Qnn(spacing="log")),
+    )
 
 
 @pytest.mark.parametrize("method", quantizers(), ids=repr)

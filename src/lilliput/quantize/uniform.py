@@ -183,6 +183,18 @@ def on_grid(weight: Tensor, codes: Tensor, scale: Tensor, per: str = "tensor", g
     )
 
 
+def filters(weight: Tensor, per: str) -> tuple[str, Tensor]:
+    """Returns a weight as a matrix with one row for each scale, at least float32, and what `per` then is.
+
+    Args:
+        weight: any shape.
+        per: `"tensor"` or `"row"`; a weight of fewer than two axes has one scale in any case.
+    """
+    per = per if weight.ndim > 1 else "tensor"
+    work = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
+    return per, work.reshape(rows_of(tuple(weight.shape), per, 0))
+
+
 def rows_of(shape: tuple[int, ...], per: str, group: int) -> tuple[int, int]:
     """Returns the (rows, weights per row) that share one scale each.
 

@@ -7,6 +7,7 @@ from typing import Any
 from lilliput.core.recipe import Recipe, Rule
 from lilliput.prune.magnitude import Magnitude
 from lilliput.quantize.float16 import Float16
+from lilliput.quantize.incremental import Incremental
 
 POINTS = tuple(i / 40 for i in range(41))
 
@@ -28,8 +29,8 @@ def leaves_its_argument(cls: Any) -> None:
 
 
 def never_goes_back(cls: Any) -> None:
-    """Sparsity and quality don't fall while the training goes on."""
-    for name in ("sparsity", "quality"):
+    """Sparsity, quality and portion don't fall while the training goes on."""
+    for name in ("sparsity", "quality", "portion"):
         for method in methods():
             values = [getattr(cls().advance(method, p), name, 0.0) for p in POINTS]
             assert values == sorted(values), f"{method}: {name} falls: {values}"
@@ -43,7 +44,14 @@ def recipe_round_trip(cls: Any) -> None:
 
 def methods() -> tuple[Any, ...]:
     """Returns the methods that schedules are tried on; one of them knows nothing that could grow."""
-    return Magnitude(sparsity=0.95), Magnitude(sparsity=0.1), Magnitude(quality=1.7), Magnitude(), Float16()
+    return (
+        Magnitude(sparsity=0.95),
+        Magnitude(sparsity=0.1),
+        Magnitude(quality=1.7),
+        Magnitude(),
+        Float16(),
+        Incremental(),
+    )
 
 
 LAWS = (ends_at_the_target, leaves_its_argument, never_goes_back, recipe_round_trip)
