@@ -31,7 +31,7 @@ from lilliput.graph.structure import tensors_in
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "cut_coverage.json"
-SECONDS, GIGABYTES = 180, 6
+SECONDS, GIGABYTES = 600, 6
 TOOLS = ("lilliput", "torch-pruning")
 # Other data of the same architecture, input that is no picture, and inputs of several megapixels.
 _OTHERS = re.compile(
@@ -191,9 +191,9 @@ def zeroed(model, cuts):
 
 
 def with_lilliput(model, example, result):
-    begin = time.perf_counter()
-    smaller, cuts = lilliput.cut(model, 0.5, example, seconds=120.0)
-    result["seconds"] = time.perf_counter() - begin
+    begin = time.process_time()
+    smaller, cuts = lilliput.cut(model, 0.5, example, seconds=240.0)
+    result["seconds"] = time.process_time() - begin
     wanted, got = run(zeroed(model, cuts), example), run(smaller, example)
     worst = 0.0
     for one, two in zip(wanted, got, strict=True):
@@ -216,7 +216,7 @@ def with_torch_pruning(model, example, result):
         if getattr(part, "out_features", getattr(part, "out_channels", None)) in widths[:1]
         and isinstance(part, torch.nn.Linear | torch.nn.Conv2d)
     ][-1:]
-    begin = time.perf_counter()
+    begin = time.process_time()
     pruner = torch_pruning.pruner.MagnitudePruner(
         model,
         example,
@@ -225,7 +225,7 @@ def with_torch_pruning(model, example, result):
         ignored_layers=ignored,
     )
     pruner.step()
-    result["seconds"] = time.perf_counter() - begin
+    result["seconds"] = time.process_time() - begin
     return model
 
 
@@ -294,8 +294,11 @@ def report(results):
         counts = [sum(by[name, tool]["works"] for name in some) for tool in TOOLS]
         print(f"| {family} | {len(some)} | " + " | ".join(f"{c} ({c / max(len(some), 1):.1%})" for c in counts) + " |")
     both = [name for name in names if all(by[name, tool]["works"] for tool in TOOLS)]
-    for title, key, form in (("median seconds", "seconds", "{:.2f}"), ("median MACs saved", "less", "{:.1%}")):
-        cells = [form.format(statistics.median(by[name, tool][key] for name in both)) for tool in TOOLS]
+    for title, key, form in (("median CPU seconds", "seconds", "{:.2f}"), ("median MACs saved", "less", "{:.1%}")):
+        cells = [
+            form.format(statistics.median(by[name, tool][key] for name in both if key in by[name, tool]))
+            for tool in TOOLS
+        ]
         print(f"| {title}, where both work | {len(both)} | {cells[0]} | {cells[1]} |")
     broken = [name for name in names if "error" in by[name, "lilliput"]]
     print(f"\nLilliput: {len(broken)} errors {broken}; too few MACs saved:")

@@ -109,14 +109,6 @@ def test_bad_arguments() -> None:
         lilliput.cut(model, 0.5, torch.rand(1, 4), multiple=0)
 
 
-def test_no_time_keeps_all_and_says_so() -> None:
-    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
-    smaller, cuts = lilliput.cut(model, 0.5, torch.rand(1, 4), seconds=0.0)
-    assert not cuts.cuts
-    assert smaller[0].out_features == 6
-    assert "time given for verification ran out" in cuts.lines[0]
-
-
 class Residual(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -465,6 +457,15 @@ def test_a_bad_group_is_rolled_back_alone() -> None:
     torch.testing.assert_close(smaller(x), zeroed(model, cuts)(x))
 
 
+def test_no_time_keeps_what_is_not_verified_and_says_so() -> None:
+    smaller, cuts = lilliput.cut(Stubborn().eval(), 0.5, torch.rand(1, 4), seconds=0.0)
+    assert not cuts.cuts
+    assert smaller.b.out_features == 8
+    assert "time given for verification ran out" in cuts.lines[1]
+    smaller, cuts = lilliput.cut(nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 2)), 0.5, torch.rand(1, 4), seconds=0.0)
+    assert smaller[0].out_features == 3
+
+
 class Wrong(nn.Module):
     """Its result depends on how wide it is: removing is not zeroing."""
 
@@ -594,3 +595,135 @@ def test_constants_in_a_residual_sum() -> None:
     assert "head.bias" in cuts.values
     assert smaller(x).shape == (2, 5)
     assert not any("not absorbed" in line for line in cuts.lines)
+
+
+class SplitAttention(nn.Module):
+    """Two branches in one grouped convolution, weighed by a softmax over the branches (ResNeSt, SKNet)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 16, 3, padding=1, groups=2)
+        self.down, self.up = nn.Conv2d(8, 6, 1), nn.Conv2d(6, 16, 1)
+        self.c = nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.b(self.a(x))
+        n, _, h, w = x.shape
+        branches = x.view(n, 2, -1, h, w)
+        gate = self.up(F.relu(self.down(branches.sum(1).mean((2, 3), keepdim=True))))
+        gate = gate.view(n, 2, -1, 1, 1).softmax(1)
+        return self.c((branches * gate).sum(1))
+
+
+def test_split_attention() -> None:
+    smaller, _ = check(SplitAttention(), torch.rand(2, 3, 4, 4))
+    assert (smaller.down.out_channels, smaller.up.in_channels) == (3, 3)
+    assert smaller.b.out_channels == smaller.up.out_channels == 2 * smaller.c.in_channels == 8
+
+
+class ChannelConvolution(nn.Module):
+    """A convolution that slides along the channels keeps them (ECA)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.slide, self.b = nn.Conv2d(3, 8, 1), nn.Conv1d(1, 1, 3, padding=1), nn.Conv2d(8, 6, 1)
+        self.c = nn.Conv2d(6, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        gate = self.slide(x.mean((2, 3))[:, None])[:, 0].sigmoid()
+        return self.c(F.relu(self.b(x * gate[:, :, None, None])))
+
+
+def test_convolution_along_channels() -> None:
+    smaller, cuts = check(ChannelConvolution(), torch.rand(2, 3, 4, 4))
+    assert (smaller.a.out_channels, smaller.b.out_channels) == (8, 3)
+    assert "a.weight: kept whole because conv1d slides along them" in cuts.lines
+
+
+class GroupedQueries(nn.Module):
+    """More heads of queries than of keys and values, which are repeated; the number of either is stored."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.pairs = 4, 2
+        self.q, self.k, self.v, self.out = nn.Linear(6, 16), nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(16, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, length, _ = x.shape
+        q = self.q(x).view(n, length, self.heads, 4).transpose(1, 2)
+        k, v = (f(x).view(n, length, self.pairs, 4).transpose(1, 2) for f in (self.k, self.v))
+        k, v = (y[:, :, None].expand(n, self.pairs, 2, length, 4).reshape(n, -1, length, 4) for y in (k, v))
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, length, -1))
+
+
+def test_grouped_queries() -> None:
+    smaller, _cuts = check(GroupedQueries(), torch.rand(2, 5, 6))
+    assert (smaller.heads, smaller.pairs) == (2, 1)
+    assert (smaller.q.out_features, smaller.k.out_features, smaller.out.in_features) == (8, 4, 8)
+
+
+class Growing(nn.Module):
+    """A residual sum on the first channels only, the rest behind (dual path, ReXNet)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 6
+        self.a, self.b, self.c = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 10, 1), nn.Conv2d(10, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        y = self.b(F.relu(x))
+        return self.c(torch.cat([y[:, : self.width] + x, y[:, self.width :]], 1))
+
+
+def test_growing_slices() -> None:
+    smaller, _cuts = check(Growing(), torch.rand(2, 3, 4, 4))
+    assert (smaller.width, smaller.a.out_channels, smaller.b.out_channels) == (3, 3, 5)
+
+
+def test_gated_linear_unit() -> None:
+    model = nn.Sequential(nn.Linear(4, 12), nn.GLU(), nn.Linear(6, 2))
+    smaller, _ = check(model, torch.rand(2, 4))
+    assert (smaller[0].out_features, smaller[2].in_features) == (6, 3)
+
+
+def test_closure_and_one_class_a_channel() -> None:
+    """Groups don't share an index of an axis, and each member has a place for each channel."""
+    for model, x in ((Residual(), torch.rand(1, 3, 8, 8)), (Attention(True), torch.rand(1, 5, 24))):
+        seen: set[tuple[str, int, int]] = set()
+        for group in groups(model.eval(), x):
+            for member in group.members:
+                assert len(member.places) == group.size
+                indices = [(member.parameter, member.axis, index) for places in member.places for index in places]
+                assert len(indices) == len(set(indices))
+                assert not seen & set(indices)
+                seen |= set(indices)
+
+
+def test_residual_widths_of_a_resnet_halve_its_weights_as_published() -> None:
+    """ResNet-18 with all widths halved but the classes: 11,689,512 -> 3,055,880 weights."""
+
+    def block(n: int, m: int, stride: int) -> nn.Module:
+        class Block(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.conv1, self.bn1 = nn.Conv2d(n, m, 3, stride, 1, bias=False), nn.BatchNorm2d(m)
+                self.conv2, self.bn2 = nn.Conv2d(m, m, 3, 1, 1, bias=False), nn.BatchNorm2d(m)
+                self.down: nn.Module = nn.Identity()
+                if stride > 1:
+                    self.down = nn.Sequential(nn.Conv2d(n, m, 1, stride, bias=False), nn.BatchNorm2d(m))
+
+            def forward(self, x: Tensor) -> Tensor:
+                y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+                return F.relu(y + self.down(x))
+
+        return Block()
+
+    stem = [nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
+    widths = [(64, 64, 1), (64, 64, 1), (64, 128, 2), (128, 128, 1), (128, 256, 2), (256, 256, 1), (256, 512, 2)]
+    blocks = [block(*width) for width in [*widths, (512, 512, 1)]]
+    model = nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 1000)).eval()
+    assert count(model) == 11_689_512
+    smaller, _ = lilliput.cut(model, 0.5, torch.rand(1, 3, 64, 64))
+    assert count(smaller) == 3_055_880

@@ -54,7 +54,7 @@ def cut(
         criterion: scores weights, higher is kept: a name in `prune`, or an object with `score(weight, stats)`; by
             default squares, so that a channel's score is the sum of squares of all that goes with it.
         multiple: the number of channels that stay is rounded up to a multiple of it.
-        seconds: after which no further group is tried.
+        seconds: after which no further half is tried, if all groups at once have failed.
         absorb: what a channel gives when only its incoming weights are zero (its bias, through norms and activations)
             goes into the biases, or running means, behind it, where that is exact; so less is lost.
 
@@ -155,6 +155,7 @@ class _Work:
         accepted: groups that are cut.
         sizes: attributes that follow.
         reasons: why others are kept.
+        tried: how many steps.
     """
 
     model: nn.Module
@@ -164,6 +165,7 @@ class _Work:
     accepted: list[Chosen] = field(default_factory=list)
     sizes: dict[tuple[str, str], Resize] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
+    tried: int = 0
 
     def __post_init__(self) -> None:
         self.labels = labels_by_class(self.analysis)
@@ -173,7 +175,7 @@ class _Work:
         """Accepts groups all at once, or by halves."""
         if not batch:
             return
-        if time.monotonic() > self.until:
+        if (self.accepted or self.tried) and time.monotonic() > self.until:
             self.reasons |= {group.name: "the time given for verification ran out" for group, _, _ in batch}
             return
         failure = ""
@@ -184,6 +186,7 @@ class _Work:
                 continue
             tried.append(sizes)
             trouble = self.trouble([*self.accepted, *batch], sizes)
+            self.tried += 1
             if not trouble:
                 self.accepted += batch
                 self.sizes = self.fewest(sizes)
