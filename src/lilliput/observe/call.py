@@ -20,20 +20,26 @@ class Call:
         input: what goes in; float.
         output: what comes out: of the layer, or of the activation function after it.
         target: the batch's targets, or None.
+        gradient: of the batch's mean cost with respect to `output`, or None.
     """
 
     module: Layer
     input: Tensor
     output: Tensor
     target: Any = None
+    gradient: Tensor | None = None
 
     @property
     def maps(self) -> Tensor:
         """The output as (examples, channels, places)."""
+        return self.maps_of(self.output)
+
+    def maps_of(self, value: Tensor) -> Tensor:
+        """Returns a tensor of the output's shape as (examples, channels, places)."""
         if isinstance(self.module, nn.Linear):
-            flat = self.output.reshape(self.output.shape[0] if self.output.ndim > 1 else 1, -1, self.output.shape[-1])
+            flat = value.reshape(value.shape[0] if value.ndim > 1 else 1, -1, value.shape[-1])
             return flat.transpose(1, 2)
-        batched = self.output if self.output.ndim == len(self.module.kernel_size) + 2 else self.output[None]
+        batched = value if value.ndim == len(self.module.kernel_size) + 2 else value[None]
         return batched.flatten(2)
 
 

@@ -16,10 +16,31 @@ from lilliput.core.errors import DataError
 from lilliput.core.layers import Weight, weights
 from lilliput.core.stats import Stats
 from lilliput.observe.call import Call, Layer, Observer
+from lilliput.observe.correlation import CorrelationOf
+from lilliput.observe.cost import Loss, cost
+from lilliput.observe.follow import Follow
+from lilliput.observe.gradients import CurvatureOf, EvaluateOf, GradientsOf, HessianOf, ModelObserver
 from lilliput.observe.inputs import GramOf, MomentsOf
+from lilliput.observe.outputs import OutputsOf, PeaksOf, PooledOf, TaylorOf
 
-OF_INPUTS: dict[str, Callable[[], Observer]] = {"inputs": MomentsOf, "gram": GramOf}
-"""Needs that a layer's inputs meet, and who collects them."""
+OF_LAYERS: dict[str, Callable[[], Observer]] = {"inputs": MomentsOf, "gram": GramOf, "correlation": CorrelationOf}
+"""Needs that a layer's inputs and outputs meet, and who collects them."""
+
+OF_ACTIVATIONS: dict[str, Callable[[], Observer]] = {
+    "outputs": OutputsOf,
+    "pooled": PooledOf,
+    "peaks": PeaksOf,
+    "taylor": TaylorOf,
+}
+"""Needs that the output of the activation function after a layer meets; the layer's own where none follows."""
+
+OF_MODELS: dict[str, Callable[[Mapping[str, nn.Parameter]], ModelObserver]] = {
+    "gradient": GradientsOf,
+    "curvature": CurvatureOf,
+    "hessian": HessianOf,
+    "evaluate": EvaluateOf,
+}
+"""Needs that the whole model meets, for weights of every kind."""
 
 
 @dataclass
@@ -27,32 +48,42 @@ class _Watch:
     """Who watches the calls of the layers that hold one weight."""
 
     weight: Weight
-    observers: dict[str, Observer] = field(default_factory=dict)
+    layers: dict[str, Observer] = field(default_factory=dict)
+    activations: dict[str, Observer] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
 
-    def stats(self) -> Stats:
-        values = {need: observer.result() for need, observer in self.observers.items()}
+    def stats(self, whole: Mapping[str, Any]) -> Stats:
+        values = {need: observer.result() for need, observer in {**self.layers, **self.activations}.items()}
+        values.update(whole)
         unseen = {need: "no batch of the data reached this layer" for need, value in values.items() if value is None}
+        if "hessian" in unseen:
+            unseen["hessian"] = "its whole Hessian would be too large; take prune/obc"
         return Stats({k: v for k, v in values.items() if v is not None}, self.missing | unseen)
 
 
-def collect(model: nn.Module, needs: Mapping[str, frozenset[str]], data: Iterable[Any]) -> dict[str, Stats]:
-    """Runs a model once over data, in eval mode and without gradients, and collects what is asked for.
+def collect(
+    model: nn.Module, needs: Mapping[str, frozenset[str]], data: Iterable[Any], *, loss: Loss | None = None
+) -> dict[str, Stats]:
+    """Runs a model once over data, in eval mode, and collects what is asked for.
 
-    Memory: what is asked for, and one batch. The model is as before afterwards: hooks are removed and the mode of
-    every module is restored.
+    Memory: what is asked for, and one batch. The model is as before afterwards: hooks are removed, the mode of every
+    module, `requires_grad` and `grad` of every parameter are what they were.
 
     Args:
         model: any module.
-        needs: what to collect, by the weight's name: `"inputs"` (`observe.inputs.Moments`), `"gram"`
-            (`observe.inputs.Gram`).
+        needs: what to collect, by the weight's name. Of linear and convolution layers `"inputs"`
+            (`observe.inputs.Moments`), `"gram"` (`observe.inputs.Gram`), `"correlation"`, `"outputs"`, `"pooled"`,
+            `"peaks"`, `"taylor"` (`observe.outputs`); of any weight `"gradient"`, `"curvature"`, `"hessian"`,
+            `"evaluate"` (`observe.gradients`).
         data: any iterable of inputs, (inputs, targets) or dicts, or one tensor; gone through once.
+        loss: `loss(output, target)`, the mean over the examples, for needs that ask for a cost; see `observe.cost`.
 
     Returns:
         The stats by the weight's name. A need that a weight can't have is named in `Stats.missing`.
 
     Raises:
-        DataError: no batch, a name that is no weight's, an unknown need, or activations that aren't finite.
+        DataError: no batch, no targets where a cost needs them, a name that is no weight's, an unknown need, or
+            activations that aren't finite.
 
     >>> net = nn.Linear(2, 1)
     >>> stats = collect(net, {"weight": frozenset({"gram"})}, [torch.tensor([[1.0, 2.0]])])
@@ -61,26 +92,111 @@ def collect(model: nn.Module, needs: Mapping[str, frozenset[str]], data: Iterabl
              [2., 4.]]])
     """
     watches = _watches(model, needs)
-    with ExitStack() as stack:
-        stack.enter_context(_evaluating(model))
-        number = -1
-        batch: Any = None
-
-        def saw(watch: _Watch, path: str, seen: Call) -> None:
-            if not is_finite(seen.input):
-                raise DataError(f"batch {number}: what goes into layer '{path}' is NaN or infinite; check the data")
-            for observer in watch.observers.values():
-                observer.see(seen)
-
-        for watch in watches.values():
-            for path in dict.fromkeys(path for path, _ in watch.weight.owners) if watch.observers else ():
-                stack.enter_context(_watched(model, path, watch, saw, lambda: target_of(batch)))
-        for number, batch in enumerate(_batches(data)):  # noqa: B007
-            with torch.no_grad():
-                call(model, inputs_of(batch))
-    if number < 0:
+    whole = {
+        need: observer({name: watches[name].weight.parameter for name, wanted in needs.items() if need in wanted})
+        for need, observer in OF_MODELS.items()
+        if any(need in wanted for wanted in needs.values())
+    }
+    with _Pass(model, watches, loss).running() as one, _requiring(w.weight.parameter for w in watches.values()):
+        for batch in _batches(data):
+            one.batch(batch)
+            for observer in whole.values():
+                with torch.enable_grad():
+                    observer.see(model, batch, loss)
+    if not one.number:
         raise DataError("the data is empty: give an iterable with at least one batch")
-    return {name: watch.stats() for name, watch in watches.items()}
+    return {
+        name: watch.stats({need: whole[need].result(name) for need in needs[name] if need in whole})
+        for name, watch in watches.items()
+    }
+
+
+@dataclass
+class _Pass:
+    """The model's run over the data: hooks note the calls of a batch, observers see them.
+
+    Attributes:
+        model: the model.
+        watches: by the weight's name.
+        loss: see `collect`.
+        number: batches that are over.
+        current: the batch.
+        calls: whose output is of interest; replaced when an activation function takes it.
+    """
+
+    model: nn.Module
+    watches: Mapping[str, _Watch]
+    loss: Loss | None
+    number: int = 0
+    current: Any = None
+    calls: dict[int, tuple[_Watch, Call]] = field(default_factory=dict)
+
+    @contextmanager
+    def running(self) -> Iterator[_Pass]:
+        """Sets the hooks for as long as the context lasts, the model in eval mode."""
+        self.follow = Follow(self._activated)
+        with ExitStack() as stack:
+            stack.enter_context(_evaluating(self.model))
+            for watch in self.watches.values():
+                watched = watch.layers or watch.activations
+                for path in dict.fromkeys(path for path, _ in watch.weight.owners) if watched else ():
+                    module = self.model.get_submodule(path)
+                    handle = module.register_forward_hook(self._hook(watch, path), with_kwargs=True)
+                    stack.callback(handle.remove)
+            yield self
+
+    def batch(self, batch: Any) -> None:
+        """Runs the model on one batch."""
+        self.current = batch
+        slopes = any("taylor" in watch.activations for watch in self.watches.values())
+        if any(watch.layers or watch.activations for watch in self.watches.values()):
+            with torch.set_grad_enabled(slopes):
+                if any(watch.activations for watch in self.watches.values()):
+                    with self.follow:
+                        output = call(self.model, inputs_of(batch))
+                else:
+                    output = call(self.model, inputs_of(batch))
+                found = self._slopes(output) if slopes else {}
+            for key, (watch, seen) in self.calls.items():
+                final = Call(seen.module, seen.input, seen.output.detach(), seen.target, found.get(key))
+                for observer in watch.activations.values():
+                    with torch.no_grad():
+                        observer.see(final)
+            self.calls.clear()
+        self.number += 1
+
+    def _slopes(self, output: Any) -> dict[int, Tensor]:
+        value = (self.loss or cost)(output, target_of(self.current))
+        keys = [key for key, (_, seen) in self.calls.items() if seen.output.requires_grad]
+        if not keys or not value.requires_grad:
+            return {}
+        found = torch.autograd.grad(value, [self.calls[key][1].output for key in keys], allow_unused=True)
+        outputs = [self.calls[key][1].output for key in keys]
+        return {k: torch.zeros_like(o) if g is None else g for k, g, o in zip(keys, found, outputs)}
+
+    def _activated(self, key: int, value: Tensor) -> None:
+        watch, seen = self.calls[key]
+        self.calls[key] = watch, Call(seen.module, seen.input, value, seen.target)
+
+    def _hook(self, watch: _Watch, path: str) -> Callable[..., None]:
+        def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            value = args[0] if args else next(iter(kwargs.values()), None)
+            if not isinstance(value, Tensor) or not isinstance(output, Tensor):
+                return
+            if not is_finite(value.detach()):
+                raise DataError(
+                    f"batch {self.number}: what goes into layer '{path}' is NaN or infinite; check the data"
+                )
+            target = target_of(self.current)
+            with torch.no_grad():
+                for observer in watch.layers.values():
+                    observer.see(Call(module, value.detach(), output.detach(), target))
+            if watch.activations:
+                key = len(self.calls)
+                self.calls[key] = watch, Call(module, value.detach(), output, target)
+                self.follow.watch(output, key)
+
+        return hook
 
 
 def _watches(model: nn.Module, needs: Mapping[str, frozenset[str]]) -> dict[str, _Watch]:
@@ -91,36 +207,23 @@ def _watches(model: nn.Module, needs: Mapping[str, frozenset[str]]) -> dict[str,
             raise DataError(f"no weight '{name}' in the model to collect anything for")
         watch = watches[name] = _Watch(found[name])
         modules = [model.get_submodule(path) for path, _ in watch.weight.owners]
+        layer = watch.weight.kind != "vector" and all(isinstance(module, Layer) for module in modules)
         for need in sorted(wanted):
-            if need not in OF_INPUTS:
-                raise DataError(f"nothing is known of a need '{need}'; there is {', '.join(OF_INPUTS)}")
-            if watch.weight.kind == "vector" or not all(isinstance(module, Layer) for module in modules):
+            if need in OF_MODELS:
+                continue
+            if need not in OF_LAYERS and need not in OF_ACTIVATIONS:
+                known = ", ".join((*OF_LAYERS, *OF_ACTIVATIONS, *OF_MODELS))
+                raise DataError(f"nothing is known of a need '{need}'; there is {known}")
+            if not layer:
                 watch.missing[need] = (
                     f"needs '{need}', which only linear and convolution layers have, not this {watch.weight.kind}; "
                     "restrict the rule by match or layers"
                 )
-                continue
-            watch.observers[need] = OF_INPUTS[need]()
+            elif need in OF_LAYERS:
+                watch.layers[need] = OF_LAYERS[need]()
+            else:
+                watch.activations[need] = OF_ACTIVATIONS[need]()
     return watches
-
-
-@contextmanager
-def _watched(
-    model: nn.Module, path: str, watch: _Watch, saw: Callable[[_Watch, str, Call], None], target: Callable[[], Any]
-) -> Iterator[None]:
-    """Lets a watch see every call of one layer for as long as the context lasts."""
-
-    def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        value = args[0] if args else next(iter(kwargs.values()), None)
-        if isinstance(value, Tensor) and isinstance(output, Tensor):
-            with torch.no_grad():
-                saw(watch, path, Call(module, value.detach(), output.detach(), target()))
-
-    handle = model.get_submodule(path).register_forward_hook(hook, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 @contextmanager
@@ -133,6 +236,19 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+@contextmanager
+def _requiring(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Lets parameters require gradients for as long as the context lasts."""
+    fixed = [parameter for parameter in parameters if not parameter.requires_grad]
+    try:
+        for parameter in fixed:
+            parameter.requires_grad_(True)
+        yield
+    finally:
+        for parameter in fixed:
+            parameter.requires_grad_(False)
 
 
 def _batches(data: Any) -> Iterator[Any]:

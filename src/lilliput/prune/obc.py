@@ -11,11 +11,10 @@ from torch import Tensor
 
 from lilliput.core.checks import check_range, check_weight
 from lilliput.core.errors import MethodError
-from lilliput.core.method import find
 from lilliput.core.packed import Packed
 from lilliput.core.stats import needed
 from lilliput.observe.inputs import Gram
-from lilliput.prune.sparse import Sparse, mask_of
+from lilliput.prune.sparse import Sparse, mask_of, pattern_of
 from lilliput.solve.inverse_hessian import Choose, inverse_factor, sweep
 from lilliput.solve.least_squares import refit
 from lilliput.solve.selection import largest
@@ -90,7 +89,7 @@ class OBC(Sparse):
 
     def _solved(self, weight: Tensor, stats: Any, gram: Gram, alive: Tensor) -> tuple[Tensor, Tensor]:
         """The new weights and which they are, both of the weight's shape."""
-        pattern = find("prune", self.pattern)()
+        pattern = pattern_of(self.pattern)
         width = int(getattr(pattern, "m", 0))
         groups, columns = gram.matrix.shape[:2]
         order = _by_inputs(weight, columns) if width else torch.arange(columns, device=weight.device)

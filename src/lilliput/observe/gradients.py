@@ -1,0 +1,204 @@
+"""Derivatives of the cost, or of the outputs, with respect to weights; and the cost itself with a weight replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from lilliput.core.data import call, inputs_of, target_of
+from lilliput.observe.cost import Loss, cost, examples, size
+from lilliput.observe.divergence import relative_squared, tensors
+
+EXACT = 512
+"""Weights up to which the Hessian's diagonal is computed exactly; it is estimated for larger ones."""
+
+PROBES = 4
+"""Random vectors a batch by which a larger diagonal is estimated (Hutchinson 1990)."""
+
+MOST_WEIGHTS = 2048
+"""Weights up to which the whole Hessian is kept: 34 MB."""
+
+MOST_BATCHES = 8
+"""Batches on which a replaced weight is evaluated."""
+
+
+class ModelObserver(Protocol):
+    """Collects one need of several weights, batch by batch."""
+
+    def see(self, model: nn.Module, batch: Any, loss: Loss | None) -> None:
+        """Takes one batch; the parameters require gradients."""
+        ...
+
+    def result(self, name: str) -> Any:
+        """Returns what the need holds for one weight, or None if nothing was seen."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Gradients:
+    """Gradients of the cost, of each example alone.
+
+    Attributes:
+        mean: of the weight's shape, float64.
+        square: mean of the squares (the diagonal of the empirical Fisher matrix), float64.
+        count: examples.
+    """
+
+    mean: Tensor
+    square: Tensor
+    count: int
+
+
+def cost_of(model: nn.Module, batch: Any, loss: Loss | None) -> Tensor:
+    """Returns the mean cost of a batch."""
+    return (loss or cost)(call(model, inputs_of(batch)), target_of(batch))
+
+
+class GradientsOf:
+    """Collects `Gradients`."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        self.parameters = dict(parameters)
+        self.sums = {n: [torch.zeros_like(p, dtype=torch.float64) for _ in range(2)] for n, p in parameters.items()}
+        self.count = 0
+
+    def see(self, model: nn.Module, batch: Any, loss: Loss | None) -> None:
+        """Takes one batch, example by example."""
+        for example in examples(batch):
+            value = cost_of(model, example, loss)
+            found = torch.autograd.grad(value, list(self.parameters.values()), allow_unused=True)
+            self.count += 1
+            for name, slope in zip(self.parameters, found):
+                if slope is not None:
+                    self.sums[name][0].add_(slope)
+                    self.sums[name][1].add_(slope.double().square())
+
+    def result(self, name: str) -> Gradients | None:
+        """Returns what was seen."""
+        first, second = self.sums[name]
+        return Gradients(first / self.count, second / self.count, self.count) if self.count else None
+
+
+class CurvatureOf:
+    """Collects the diagonal of the cost's Hessian: exactly, or as the mean of v * Hv with v of random signs."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        self.parameters = dict(parameters)
+        self.sums = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in parameters.items()}
+        self.count = 0
+        self.random = torch.Generator().manual_seed(0)
+
+    def see(self, model: nn.Module, batch: Any, loss: Loss | None) -> None:
+        """Takes one batch."""
+        count = size(batch)
+        value = cost_of(model, batch, loss)
+        slopes = torch.autograd.grad(value, list(self.parameters.values()), create_graph=True, allow_unused=True)
+        self.count += count
+        for (name, parameter), slope in zip(self.parameters.items(), slopes):
+            if slope is not None and slope.requires_grad:
+                self.sums[name] += count * self._diagonal(slope, parameter).double()
+
+    def _diagonal(self, slope: Tensor, parameter: nn.Parameter) -> Tensor:
+        if parameter.numel() <= EXACT:
+            entries = [_derivative(part, parameter).flatten()[i] for i, part in enumerate(slope.flatten())]
+            return torch.stack(entries).reshape(parameter.shape)
+        total = torch.zeros_like(parameter)
+        for _ in range(PROBES):
+            signs = torch.randint(2, parameter.shape, generator=self.random).mul_(2).sub_(1).to(parameter)
+            total += signs * _derivative((slope * signs).sum(), parameter)
+        return total / PROBES
+
+    def result(self, name: str) -> Tensor | None:
+        """Returns what was seen."""
+        return self.sums[name] / self.count if self.count else None
+
+
+def _derivative(value: Tensor, parameter: nn.Parameter) -> Tensor:
+    found = torch.autograd.grad(value, parameter, retain_graph=True, allow_unused=True)[0]
+    return torch.zeros_like(parameter) if found is None else found
+
+
+class HessianOf:
+    """Collects 1/P sum x x^T over P examples and all outputs, x = d output / d weight: (weights, weights), float64."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        self.parameters = {name: p for name, p in parameters.items() if p.numel() <= MOST_WEIGHTS}
+        self.sums = {n: torch.zeros(p.numel(), p.numel(), dtype=torch.float64) for n, p in self.parameters.items()}
+        self.count = 0
+
+    def see(self, model: nn.Module, batch: Any, loss: Loss | None) -> None:
+        """Takes one batch."""
+        output = call(model, inputs_of(batch))
+        self.count += size(batch)
+        for value in (part for tensor in tensors(output) for part in tensor.flatten()):
+            for name, parameter in self.parameters.items():
+                row = _derivative(value, parameter).flatten().double()
+                self.sums[name].addr_(row, row)
+
+    def result(self, name: str) -> Tensor | None:
+        """Returns what was seen; None for a weight that is too large."""
+        return self.sums[name] / self.count if self.count and name in self.sums else None
+
+
+class EvaluateOf:
+    """Keeps a few batches, to say what a weight in place of another would cost."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        self.parameters = dict(parameters)
+        self.batches: list[tuple[Any, Any]] = []
+        self.model: nn.Module | None = None
+        self.loss: Loss | None = None
+
+    def see(self, model: nn.Module, batch: Any, loss: Loss | None) -> None:
+        """Takes one batch."""
+        self.model, self.loss = model, loss
+        if len(self.batches) < MOST_BATCHES:
+            with torch.no_grad():
+                output = call(model, inputs_of(batch))
+            self.batches.append((batch, output))
+
+    def result(self, name: str) -> Evaluate | None:
+        """Returns the function, or None if there was no batch."""
+        if self.model is None:
+            return None
+        return Evaluate(self.model, self.parameters[name], tuple(self.batches), self.loss)
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluate:
+    """The cost of a model with one weight replaced, which is put back.
+
+    Attributes:
+        model: the model.
+        parameter: the weight.
+        batches: with what the model gave as it was.
+        loss: of outputs and targets; None for `cost.cost`, and without targets for the squared change of the outputs.
+    """
+
+    model: nn.Module
+    parameter: nn.Parameter
+    batches: tuple[tuple[Any, Any], ...]
+    loss: Loss | None
+
+    def __call__(self, value: Tensor) -> float:
+        """Returns the mean cost over the batches, each counted alike."""
+        before, modes = self.parameter.data, {module: module.training for module in self.model.modules()}
+        self.model.eval()
+        try:
+            self.parameter.data = value.to(before)
+            with torch.no_grad():
+                return sum(self._one(batch, reference) for batch, reference in self.batches) / len(self.batches)
+        finally:
+            self.parameter.data = before
+            for module, mode in modes.items():
+                module.training = mode
+
+    def _one(self, batch: Any, reference: Any) -> float:
+        output, target = call(self.model, inputs_of(batch)), target_of(batch)
+        if target is None and self.loss is None:
+            return relative_squared(reference, output)
+        return float((self.loss or cost)(output, target))
