@@ -27,8 +27,20 @@ def test_alone(path, law):
     law(find_path(path))
 
 
-@pytest.mark.parametrize("second", PATHS)
-@pytest.mark.parametrize("first", PATHS)
+# A method that needs calibration packs to the form of one that doesn't (criteria to that of prune/sparse), and all pairs
+# are tried with that; stats for each weight of the spread take long, so it meets these methods only.
+ENOUGH = {"quantize/float16", "share/kmeans"}
+
+
+def paired(first, second):
+    calibrated = [other for path, other in ((first, second), (second, first)) if find_path(path).needs]
+    return all(other in ENOUGH for other in calibrated)
+
+
+PAIRS = [(first, second) for first in PATHS for second in PATHS if paired(first, second)]
+
+
+@pytest.mark.parametrize(("first", "second"), PAIRS)
 def test_two_steps(first, second):
     claimed = attached.composes(find_path(first), find_path(second))
     assert claimed or (first, second) not in MUST_COMPOSE, "claims no weight at all"

@@ -16,7 +16,7 @@ from lilliput.file.artifact import Artifact
 from lilliput.run.load import fill
 from lilliput.train.attach import plain_copy
 from lilliput.train.compress import Draft as Making
-from lilliput.train.compress import compress, errors
+from lilliput.train.compress import compress, relative_errors
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +62,7 @@ class Frame:
             recipe: what was done.
             packed: the weights that it packs.
         """
-        facts = {**self.empty.facts, "error": errors(self.weights, {**self.empty.weights, **packed})}
+        facts = {**self.empty.facts, "error": relative_errors(self.weights, {**self.empty.weights, **packed})}
         return replace(self.empty, weights={**self.empty.weights, **packed}, recipe=recipe, facts=facts)
 
     def finished(self, artifact: Artifact) -> Artifact:

@@ -82,9 +82,13 @@ def compress(
     packed: dict[str, Packed | Tensor] = {}
     found = weights(work)
     steps = allotted(recipe, found, lambda weight: weight.parameter, stats)
-    for weight in found:
+    errors: dict[str, float] = {}
+    # The largest first: while it is in memory more than once, few packed weights are there yet.
+    for weight in sorted(found, key=lambda weight: -weight.parameter.numel()):
         packed[weight.name] = _packed(weight, steps.get(weight.name, ()), stats.get(weight.name), notes)
-    packed |= buffers
+        errors |= relative_errors([weight], packed)
+    packed = {**{weight.name: packed[weight.name] for weight in found}, **buffers}
+    facts["error"] = {weight.name: errors[weight.name] for weight in found if weight.name in errors}
     return Draft(work, recipe, packed, facts, notes).finished(example, remove_dead)
 
 
@@ -168,8 +172,8 @@ class Draft:
     def finished(self, example: Any, remove_dead: bool) -> Artifact:
         """Adds cuts, graph, aliases and facts."""
         found = weights(self.work)
-        if not self.facts.get("trained"):
-            self.facts["error"] = errors(found, self.packed)
+        if not self.facts.get("trained") and "error" not in self.facts:
+            self.facts["error"] = relative_errors(found, self.packed)
         made = noted_cuts(self.work)
         if example is not None:
             with torch.no_grad():
@@ -198,7 +202,7 @@ class Draft:
         return absorb(graph, self.work.state_dict() | constants), constants
 
 
-def errors(found: list[Weight], packed: Mapping[str, Packed | Tensor]) -> dict[str, float]:
+def relative_errors(found: list[Weight], packed: Mapping[str, Packed | Tensor]) -> dict[str, float]:
     """Returns |w - unpacked| / |w| in the Frobenius norm for each packed weight, rounded to three digits."""
     result = {}
     for weight in found:
