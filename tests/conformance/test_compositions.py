@@ -27,8 +27,8 @@ def test_alone(path, law):
     law(find_path(path))
 
 
-# A method that needs calibration packs to the form of one that doesn't (criteria to that of prune/sparse), and all pairs
-# are tried with that; stats for each weight of the spread take long, so it meets these methods only.
+# A method that needs calibration packs to the form of one that does not (a criterion to that of prune/sparse); all
+# pairs are tried with that. Stats for each weight of the spread take long, so it meets these methods only.
 ENOUGH = {"quantize/float16", "share/kmeans"}
 
 
