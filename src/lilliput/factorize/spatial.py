@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from lilliput.core.checks import check_range, check_weight
-from lilliput.core.errors import MethodError
+from lilliput.core.errors import MethodError, NotWorthwhile
 from lilliput.core.method import WeightMethod
-from lilliput.core.packed import Packed
+from lilliput.core.packed import Packed, cut_shape, take
 from lilliput.factorize import chain
 from lilliput.factorize.rank import check_rule, check_smaller, precise, rank_by
 
@@ -107,6 +107,15 @@ class Spatial(WeightMethod):
         like: Any = layer
         last = chain.convolution(across, like, (1,), bias=like.bias)
         return nn.Sequential(chain.convolution(down, like, (0,)), last)
+
+    @staticmethod
+    def take(packed: Packed, axis: int, kept: Tensor) -> Packed:
+        """Takes outputs of `across` or inputs of `down`."""
+        if axis > 1:
+            raise NotWorthwhile(f"{NAME}: kernels aren't cut")
+        name, own = ("across", 0) if axis == 0 else ("down", 1)
+        parts = {name: take(packed.parts[name], own, kept)}
+        return replace(packed.with_parts(**parts), shape=cut_shape(packed, axis, kept))
 
     @classmethod
     def choices(cls) -> tuple[WeightMethod, ...]:
