@@ -75,7 +75,7 @@ class KMeans(WeightMethod):
             weight: any shape, any floating-point dtype.
             stats: not used.
             prior: the weight packed before: its codes and (trained) codebook stay, unless it has more values than
-                asked for now; weights that have become zero since get the code of zero.
+                this setting asks for; weights that have become zero since get the code of zero.
 
         Raises:
             MethodError: if a weight isn't finite.
@@ -88,7 +88,8 @@ class KMeans(WeightMethod):
                 return _kept(weight, prior, codebook)
         flat = weight.reshape(-1)
         zero = not bool((flat != 0).all())
-        values = flat[flat != 0] if zero else flat
+        # By pieces: a mask picks by indices of eight bytes, which for a large weight are many.
+        values = torch.cat([piece[piece != 0] for piece in torch.split(flat, PIECE)]) if zero else flat
         codebook = self._codebook(values)
         codes = kmeans1d.assign(values, codebook).to(_code_dtype(len(codebook) + zero))
         if zero:
