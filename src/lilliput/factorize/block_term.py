@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from lilliput.core.checks import check_range, check_weight
 from lilliput.core.errors import MethodError
 from lilliput.core.method import WeightMethod
-from lilliput.core.packed import Packed, cut_shape, take
+from lilliput.core.packed import Packed
 from lilliput.factorize import chain
-from lilliput.factorize.rank import check_smaller, precise
-from lilliput.factorize.tucker import equal_part
+from lilliput.factorize.rank import check_smaller, packed_as, precise
+from lilliput.factorize.tucker import Tucker, equal_part
 from lilliput.solve import tucker
 
 NAME = "factorize/block_term"
@@ -90,8 +90,7 @@ class BlockTerm(WeightMethod):
             "core": torch.cat(cores).reshape(self.blocks * a, b, *weight.shape[2:]),
             "in": torch.cat([right.T * share for (_, right, _), share in zip(found, shares)]),
         }
-        parts = {name: part.to(weight.dtype).contiguous() for name, part in parts.items()}
-        return Packed(NAME, tuple(weight.shape), weight.dtype, parts)
+        return packed_as(NAME, weight, parts)
 
     @staticmethod
     def unpack(packed: Packed) -> Tensor:
@@ -129,12 +128,8 @@ class BlockTerm(WeightMethod):
             chain.pointwise(left, like, like.bias),
         )
 
-    @staticmethod
-    def take(packed: Packed, axis: int, kept: Tensor) -> Packed:
-        """Takes rows of `out`, columns of `in`, or positions of the core."""
-        name, own = {0: ("out", 0), 1: ("in", 1)}.get(axis, ("core", axis))
-        parts = {name: take(packed.parts[name], own, kept)}
-        return replace(packed.with_parts(**parts), shape=cut_shape(packed, axis, kept))
+    # Rows of `out`, columns of `in`, or positions of the core.
+    take = staticmethod(Tucker.take)
 
     @classmethod
     def choices(cls) -> tuple[WeightMethod, ...]:

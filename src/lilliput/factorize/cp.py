@@ -14,7 +14,7 @@ from lilliput.core.errors import MethodError, NotWorthwhile
 from lilliput.core.method import WeightMethod
 from lilliput.core.packed import Packed, cut_shape, take
 from lilliput.factorize import chain
-from lilliput.factorize.rank import check_smaller, precise
+from lilliput.factorize.rank import check_smaller, packed_as, precise
 from lilliput.solve import alternating
 
 NAME = "factorize/cp"
@@ -93,8 +93,7 @@ class Cp(WeightMethod):
             factors = alternating.steadied(tensor, factors, self.growth)
         first, second, *space = (factor[0] for factor in factors)
         parts = {"out": first, "in": second, "space": torch.cat(space)}
-        parts = {name: part.to(weight.dtype).contiguous() for name, part in parts.items()}
-        return Packed(NAME, tuple(weight.shape), weight.dtype, parts, {"form": self.form})
+        return packed_as(NAME, weight, parts, {"form": self.form})
 
     @staticmethod
     def unpack(packed: Packed) -> Tensor:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lilliput.core.errors import BudgetError, MethodError, NotWorthwhile
+from lilliput.core.packed import Packed
 from lilliput.solve.knapsack import knapsack
 
 RULES = ("energy", "ratio", "evbmf")
@@ -23,6 +25,21 @@ PRECISE = 1 << 22
 def precise(weight: Tensor) -> Tensor:
     """Returns a weight in the type in which it is decomposed: float64, or float32 where that would take too long."""
     return weight.to(torch.float64 if weight.numel() <= PRECISE else torch.promote_types(weight.dtype, torch.float32))
+
+
+def packed_as(
+    method: str, weight: Tensor, factors: dict[str, Tensor], settings: dict[str, Any] | None = None
+) -> Packed:
+    """Returns the factors of a weight as its packed form, each in the weight's dtype and contiguous.
+
+    Args:
+        method: path of the method.
+        weight: the weight, for its shape and dtype.
+        factors: by the name of the part, any shape.
+        settings: of the form.
+    """
+    parts: dict[str, Tensor | Packed] = {name: part.to(weight.dtype).contiguous() for name, part in factors.items()}
+    return Packed(method, tuple(weight.shape), weight.dtype, parts, settings or {})
 
 
 def check_rule(method: str, rule: str) -> None:

@@ -13,7 +13,7 @@ from lilliput.core.errors import MethodError, NotWorthwhile
 from lilliput.core.method import WeightMethod
 from lilliput.core.packed import Packed, cut_shape, take
 from lilliput.factorize import chain
-from lilliput.factorize.rank import check_rule, check_smaller, precise, rank_by
+from lilliput.factorize.rank import check_rule, check_smaller, packed_as, precise, rank_by
 
 NAME = "factorize/spatial"
 
@@ -77,8 +77,7 @@ class Spatial(WeightMethod):
             "down": (left[:, :rank] * root).reshape(channels, high, rank).permute(2, 0, 1)[..., None],
             "across": (root[:, None] * right[:rank]).reshape(rank, wide, out).permute(2, 0, 1)[:, :, None],
         }
-        parts = {name: part.to(weight.dtype).contiguous() for name, part in parts.items()}
-        return Packed(NAME, tuple(weight.shape), weight.dtype, parts)
+        return packed_as(NAME, weight, parts)
 
     @staticmethod
     def unpack(packed: Packed) -> Tensor:

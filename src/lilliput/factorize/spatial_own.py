@@ -13,7 +13,7 @@ from lilliput.core.errors import MethodError
 from lilliput.core.method import WeightMethod
 from lilliput.core.packed import Packed
 from lilliput.factorize import chain
-from lilliput.factorize.rank import check_smaller, precise
+from lilliput.factorize.rank import check_smaller, packed_as, precise
 from lilliput.solve.alternating import cp
 
 NAME = "factorize/spatial_own"
@@ -75,8 +75,7 @@ class SpatialOwn(WeightMethod):
             "across": across.transpose(1, 2).reshape(-1, 1, 1, wide),
             "mix": mix.transpose(0, 1).reshape(out, -1),
         }
-        parts = {name: part.to(weight.dtype).contiguous() for name, part in parts.items()}
-        return Packed(NAME, tuple(weight.shape), weight.dtype, parts)
+        return packed_as(NAME, weight, parts)
 
     @staticmethod
     def unpack(packed: Packed) -> Tensor:

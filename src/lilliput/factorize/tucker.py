@@ -14,7 +14,7 @@ from lilliput.core.errors import MethodError, NotWorthwhile
 from lilliput.core.method import WeightMethod
 from lilliput.core.packed import Packed, cut_shape, take
 from lilliput.factorize import chain
-from lilliput.factorize.rank import check_rule, check_smaller, evbmf, precise, rank_for_energy
+from lilliput.factorize.rank import check_rule, check_smaller, evbmf, packed_as, precise, rank_for_energy
 from lilliput.solve.tucker import best, unfoldings
 
 NAME = "factorize/tucker"
@@ -96,8 +96,7 @@ class Tucker(WeightMethod):
             "core": (core * (scale / share**2)).reshape(a, b, *weight.shape[2:]),
             "in": right.T * share,
         }
-        parts = {name: part.to(weight.dtype).contiguous() for name, part in parts.items()}
-        return Packed(NAME, tuple(weight.shape), weight.dtype, parts)
+        return packed_as(NAME, weight, parts)
 
     def _ranks(self, tensor: Tensor) -> tuple[int, int]:
         sizes, wanted = tensor.shape[:2], (self.rank_out, self.rank_in)
