@@ -48,7 +48,6 @@ KINDS: dict[str, tuple[str, ...]] = {
     "schedule": ("advance",),
     "penalty": ("penalty",),
     "activation quantizer": ("observe", "forward"),
-    "range solver": ("bounds",),
     "loss": ("loss",),
     "gradient hook": ("hook",),
     "gradient rule": ("sparsify",),

@@ -21,8 +21,8 @@ class Xnor(WeightMethod):
     """w ~ a sign(v), a = mean|v| of each filter, v = clip(w - mean of w over the input channels, -1, 1).
 
     Rastegari et al. 2016 (arXiv 1603.05279) with the training of the released code: the latent weights are centred,
-    for each place of the kernel, and clipped before each step. The convolution of binary inputs takes
-    `quantize/activations/xnor` besides. A weight without input channels (fewer than two axes) is clipped only.
+    for each place of the kernel, and clipped before each step. Inputs stay as they are: this is the weights' side only.
+    A weight without input channels (fewer than two axes) is clipped only.
 
     Attributes:
         released: the released code's gradient, (1 - 1/c) n times the paper's, with c input channels and n weights in a
