@@ -319,7 +319,8 @@ def test_mutated_graphs_run_or_are_refused(data: st.DataObject) -> None:
         for key in path:
             holder = holder[key]
         if data.draw(st.booleans()):
-            holder[last] = data.draw(VALUES)
+            # A copy: a later mutation may change what was drawn, which is the strategy's own.
+            holder[last] = copy.deepcopy(data.draw(VALUES))
         else:
             del holder[last]
         if not mutant:
