@@ -29,6 +29,7 @@ class APoZ(Sparse):
         deviations: 0 to prune by sparsity; the paper has 1.
 
     >>> from lilliput.core.stats import Stats
+    >>> import torch
     >>> stats = Stats({"outputs": Outputs(4, torch.tensor([4, 1]), torch.zeros(2), torch.zeros(2))})
     >>> APoZ().score(torch.ones(2, 1), stats).flatten()
     tensor([0.0000, 0.7500])
