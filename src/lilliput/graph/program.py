@@ -12,6 +12,7 @@ import torch
 from lilliput.graph.bounds import SHAPES, bound_of
 from lilliput.graph.ir import Graph, InputRef, Node, NodeRef, Ref, TensorRef, refs_of
 from lilliput.graph.operators import operators
+from lilliput.graph.recurrent import guarded
 
 Values = list[Any]
 
@@ -81,6 +82,7 @@ class Program:
                 call = operators()[node.operator].call
                 if device.type == "meta":
                     call = SHAPES.get(node.operator, call)
+                call = guarded(node.operator, call)
                 run = self._compile(call, node, dtype, device)
                 bound = self._compile(bound_of(node.operator, call), node, dtype, device)
                 made.append(Step(run, self.first_node + index, self._free[index], bound))
