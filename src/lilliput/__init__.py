@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lilliput.train.attach import advance, attach, detach, new_parameters
     from lilliput.train.compress import compress, pack
     from lilliput.train.fit import fit
+    from lilliput.train.in_turn import in_turn
     from lilliput.train.penalty import penalty, shrink
 
 __version__ = "0.1.0"
@@ -38,6 +39,7 @@ __all__ = [
     "detach",
     "find",
     "fit",
+    "in_turn",
     "load",
     "methods",
     "new_parameters",
@@ -66,6 +68,7 @@ _HOMES = {
     "detach": "train.attach",
     "find": "core.method",
     "fit": "train.fit",
+    "in_turn": "train.in_turn",
     "load": "run.load",
     "methods": "core.method",
     "new_parameters": "train.attach",
