@@ -320,7 +320,17 @@ def trained_ternary(packed, parts):
     return np.concatenate([-parts["negative"], zero, parts["positive"]])[parts["codes"].astype(np.int64) + 1]
 
 
+def binary_codes(packed, parts):
+    rows = parts["scale"].shape[1]
+    weight = np.zeros((rows, parts["codes"][0].size // max(rows, 1)), parts["scale"].dtype)
+    for codes, scale in zip(parts["codes"], parts["scale"]):
+        weight = weight + np.where(codes.reshape(weight.shape), scale[:, None], -scale[:, None])
+    return weight
+
+
 METHODS = {
+    "quantize/binary_codes": binary_codes,
+    "quantize/factorized": lambda packed, parts: (parts["x"] * parts["d"].astype(float)) @ parts["y"].T.astype(float),
     "quantize/incremental": incremental,
     "quantize/trained_ternary": trained_ternary,
     "quantize/uniform": uniform,
@@ -386,8 +396,10 @@ def compare(artifact, form):
     reader = Reader(write.dumps(artifact, form))
     for name in artifact.weights:
         expected = artifact.weight(name)
-        if "svd" in str(reader.manifest["w"][name]):
-            np.testing.assert_allclose(reader.weights[name], expected.numpy(), rtol=1e-5, atol=1e-7)
+        if any(product in str(reader.manifest["w"][name]) for product in ("svd", "quantize/factorized")):
+            np.testing.assert_allclose(
+                reader.weights[name], expected.numpy(), rtol=1e-5 if expected.itemsize > 2 else 1e-3, atol=1e-7
+            )
         else:
             expected = expected.float() if str(expected.dtype) == "torch.bfloat16" else expected
             np.testing.assert_array_equal(reader.weights[name], expected.numpy())
@@ -421,7 +433,10 @@ def test_every_kind_of_uniform(per, bits, symmetric, cell_mean):
 
 
 def quantizers():
+    from lilliput.quantize.binary_codes import BinaryCodes
+    from lilliput.quantize.factorized import Factorized
     from lilliput.quantize.fixed_point import FixedPoint
+    from lilliput.quantize.flexpoint import Flexpoint
     from lilliput.quantize.incremental import Incremental
     from lilliput.quantize.minifloat import Minifloat
     from lilliput.quantize.power_of_two import PowerOfTwo
@@ -431,7 +446,14 @@ def quantizers():
 
     return (
         *(FixedPoint(bits=12), Minifloat(bits=8), Minifloat(bits=14), PowerOfTwo(), Shift(terms=3), TrainedTernary()),
-        *(Incremental(portion=0.4), Incremental(bits=3), Qnn(spacing="log")),
+        *(
+            Incremental(portion=0.4),
+            Incremental(bits=3),
+            Qnn(spacing="log"),
+            BinaryCodes(bases=3),
+            Factorized(),
+            Flexpoint(),
+        ),
     )
 
 
