@@ -320,7 +320,7 @@ def trained_ternary(packed, parts):
     return np.concatenate([-parts["negative"], zero, parts["positive"]])[parts["codes"].astype(np.int64) + 1]
 
 
-def binary_codes(packed, parts):
+def binary_bases(packed, parts):
     rows = parts["scale"].shape[1]
     weight = np.zeros((rows, parts["codes"][0].size // max(rows, 1)), parts["scale"].dtype)
     for codes, scale in zip(parts["codes"], parts["scale"]):
@@ -329,7 +329,7 @@ def binary_codes(packed, parts):
 
 
 METHODS = {
-    "quantize/binary_codes": binary_codes,
+    "quantize/binary_bases": binary_bases,
     "quantize/factorized": lambda packed, parts: (parts["x"] * parts["d"].astype(float)) @ parts["y"].T.astype(float),
     "quantize/incremental": incremental,
     "quantize/trained_ternary": trained_ternary,
@@ -433,7 +433,7 @@ def test_every_kind_of_uniform(per, bits, symmetric, cell_mean):
 
 
 def quantizers():
-    from lilliput.quantize.binary_codes import BinaryCodes
+    from lilliput.quantize.binary_bases import BinaryBases
     from lilliput.quantize.factorized import Factorized
     from lilliput.quantize.fixed_point import FixedPoint
     from lilliput.quantize.flexpoint import Flexpoint
@@ -450,7 +450,7 @@ def quantizers():
             Incremental(portion=0.4),
             Incremental(bits=3),
             Qnn(spacing="log"),
-            BinaryCodes(bases=3),
+            BinaryBases(bases=3),
             Factorized(),
             Flexpoint(),
         ),

@@ -1,16 +1,25 @@
 """ADMM: projections by brute force, known errors, the splitting on a convex problem, the extragradient step."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
 
+from lilliput.core.errors import MethodError
 from lilliput.core.packed import unpack
-from lilliput.quantize.admm import SETS, Admm, Splitting, alternating_levels, exact_levels, extragradient
+from lilliput.quantize.admm import Admm, Splitting, alternating_levels, exact_levels, extragradient
 from lilliput.quantize.binary import Binary
 from lilliput.quantize.ternary import Ternary
 from lilliput.testing.spread import gaussian
 
+SETS = {
+    "binary": Admm(top=1, zero=False),
+    "ternary": Admm(top=1),
+    "two": Admm(top=2),
+    "four": Admm(top=4),
+    "eight": Admm(top=8),
+}
 W0 = torch.tensor([0.9, -0.74, 0.4, -0.3, 0.1, -0.02, 0.0, 0.62, 0.012, -0.003])
 
 
@@ -31,24 +40,24 @@ def error(method, w):
 @pytest.mark.parametrize("seed", range(4))
 def test_exact_projection_is_the_best_of_all(levels, seed):
     w = gaussian(5, seed=seed).double()
-    assert error(Admm(levels), w) == pytest.approx(best_of_all(w, SETS[levels]), rel=1e-9)
+    assert error(SETS[levels], w) == pytest.approx(best_of_all(w, SETS[levels].levels), rel=1e-9)
 
 
 def test_golden_values_of_the_standard_fixture():
     w = W0[W0 != 0].double()
-    for levels in SETS:
-        codes = Admm(levels).pack(W0).parts["codes"]
-        assert float(codes.abs().max()) <= max(SETS[levels])
+    for method in SETS.values():
+        codes = method.pack(W0).parts["codes"]
+        assert float(codes.abs().max()) <= method.top
         assert int(codes[6]) == 0
-    assert error(Admm("ternary"), W0) == pytest.approx(error(Ternary(per="tensor"), W0))
-    assert error(Admm("binary"), w) == pytest.approx(error(Binary(), w))
+    assert error(SETS["ternary"], W0) == pytest.approx(error(Ternary(per="tensor"), W0))
+    assert error(SETS["binary"], w) == pytest.approx(error(Binary(), w))
 
 
 def test_exact_is_never_worse_than_turns_and_often_better():
     rows = gaussian(300, 16).double().abs()
     lost = []
     for find in (exact_levels, alternating_levels):
-        q = find(rows, SETS["four"])
+        q = find(rows, SETS["four"].levels)
         lost.append(rows.square().sum(1) - (rows * q).sum(1).square() / q.square().sum(1).clamp(min=1))
     assert bool((lost[0] <= lost[1] + 1e-12).all())
     assert int((lost[0] < lost[1] - 1e-12).sum()) > 150
@@ -59,17 +68,17 @@ def test_known_errors_of_a_gaussian():
     w = torch.randn(100_000, generator=torch.Generator().manual_seed(0))
     power = float(w.square().sum())
     for levels, expected in (("binary", 0.363), ("ternary", 0.190), ("two", 0.082), ("four", 0.0476)):
-        assert error(Admm(levels), w) / power == pytest.approx(expected, rel=0.02)
+        assert error(SETS[levels], w) / power == pytest.approx(expected, rel=0.02)
 
 
-@pytest.mark.parametrize("levels", ["ternary", "two", "four"])
+@pytest.mark.parametrize("levels", ["ternary", "two", "four", "eight"])
 def test_invariants(levels):
     w = gaussian(12, 20)
-    once = unpack(Admm(levels).pack(w))
-    assert torch.equal(unpack(Admm(levels).pack(-w)), -once)
-    assert torch.allclose(unpack(Admm(levels).pack(3 * w)), 3 * once, rtol=1e-6)
-    assert torch.allclose(unpack(Admm(levels).pack(once)), once, rtol=1e-6)
-    assert error(Admm(levels, per="row"), w) <= error(Admm(levels), w)
+    once = unpack(SETS[levels].pack(w))
+    assert torch.equal(unpack(SETS[levels].pack(-w)), -once)
+    assert torch.allclose(unpack(SETS[levels].pack(3 * w)), 3 * once, rtol=1e-6)
+    assert torch.allclose(unpack(SETS[levels].pack(once)), once, rtol=1e-6)
+    assert error(replace(SETS[levels], per="row"), w) <= error(SETS[levels], w)
 
 
 def test_splitting_on_a_quadratic_comes_near_the_best_of_all():
@@ -85,7 +94,7 @@ def test_splitting_on_a_quadratic_comes_near_the_best_of_all():
     scale = ((q @ h @ c) / ((q @ h) * q).sum(1)).clamp(min=0)
     best = min(f(a * row) for a, row in zip(scale, q))
     w = torch.nn.Parameter(c.clone())
-    split = Splitting([w], Admm("ternary"), rho=20.0)
+    split = Splitting([w], SETS["ternary"], rho=20.0)
     solve = torch.linalg.inv(2 * h + split.rho * torch.eye(6, dtype=torch.float64))
     gaps, values = [], []
     for _ in range(300):
@@ -96,13 +105,13 @@ def test_splitting_on_a_quadratic_comes_near_the_best_of_all():
         values.append(f(split.targets[0]))
     split.finish()
     assert torch.equal(w.detach(), split.targets[0])
-    assert best - 1e-9 <= min(values) <= f(unpack(Admm("ternary").pack(c)))
+    assert best - 1e-9 <= min(values) <= f(unpack(SETS["ternary"].pack(c)))
     assert gaps[-1] < 0.05 * max(gaps)
 
 
 def test_the_penalty_is_that_of_the_augmented_lagrangian():
     w = torch.nn.Parameter(gaussian(30))
-    split = Splitting([w], Admm("two"), rho=0.5)
+    split = Splitting([w], SETS["two"], rho=0.5)
     split.update()
     split.loss().backward()
     assert torch.allclose(w.grad, 0.5 * (w.detach() - split.targets[0] + split.duals[0]))
@@ -119,3 +128,9 @@ def test_extragradient_converges_where_the_gradient_runs_away():
 
     assert run(0.3) < 1e-3
     assert run(0.0) > 100
+
+
+@pytest.mark.parametrize("settings", [{"top": 3}, {"top": 0}, {"top": 128}, {"top": 2, "zero": False}])
+def test_settings_that_make_no_set_are_refused(settings):
+    with pytest.raises(MethodError, match="top = "):
+        Admm(**settings)

@@ -41,6 +41,26 @@ def test_the_objective_never_rises():
 
 
 @pytest.mark.parametrize("seed", range(3))
+def test_each_step_of_the_descent_by_hand(seed):
+    """The paper's steps written out, the objective looked at after each: it never rises, and the end is the same."""
+    w, gram = gaussian(1, 9, seed=seed).double(), correlated(9, seed + 10)
+    b, course = torch.where(w >= 0, 1.0, -1.0).double(), []
+    q = w[0] @ gram
+    for _ in range(4):
+        a = float(q @ b[0]) / float(b[0] @ gram @ b[0])
+        course.append(float(loss(w, gram, b, torch.tensor([a]))))
+        for j in range(9):
+            others = sum(float(gram[j, k] * b[0, k]) for k in range(9) if k != j)
+            wanted = a * float(q[j]) - a * a * others
+            b[0, j] = b[0, j] if wanted == 0 else (1.0 if wanted > 0 else -1.0)
+            course.append(float(loss(w, gram, b, torch.tensor([a]))))
+    assert all(after <= before + 1e-9 for before, after in itertools.pairwise(course))
+    signs, scale = fitted(w, gram, 4)
+    assert torch.equal(signs, b)
+    assert float(loss(w, gram, signs, scale)) <= course[-1] + 1e-9
+
+
+@pytest.mark.parametrize("seed", range(3))
 def test_near_the_best_of_all_signs(seed):
     w, gram = gaussian(1, 9, seed=seed).double(), correlated(9, seed + 10)
     best = float("inf")
@@ -65,7 +85,7 @@ def test_outputs_of_a_layer_are_kept_better_than_by_bwn(layer):
     for packed in (BinaryHashing().pack(w, stats), Binary().pack(w)):
         with torch.no_grad():
             layer.weight.copy_(unpack(packed))
-        errors.append(float((layer(inputs) - expected).square().sum()))
+        errors.append(float((layer(inputs) - expected).square().sum().detach()))
     assert errors[0] < errors[1]
 
 

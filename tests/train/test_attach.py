@@ -474,6 +474,21 @@ class Clashing(WeightMethod):
         return packed.tensor("forward", shape=packed.shape) + packed.tensor("weight", shape=packed.shape)
 
 
+def test_a_part_whose_factors_outgrow_it_in_training_stays_as_it_is():
+    """The magnitudes of constant rows are of rank one; an optimizer's step makes them of full rank."""
+    model = nn.Linear(5, 6, bias=False)
+    with torch.no_grad():
+        model.weight.fill_(0.25)
+    attach(model, recipe('[{method = "quantize/binary_bases"}, {method = "factorize/tensor_train", cores = 1}]'))
+    assert isinstance(packed_weights(model)["weight"].parts["scale"], Packed)
+    attach(model, recipe('[{method = "quantize/binary_bases"}, {method = "factorize/tensor_train"}]'))
+    with torch.no_grad():
+        model.parametrizations.weight.original.copy_(torch.randn(6, 5, generator=torch.Generator().manual_seed(0)))
+    packed = packed_weights(model)["weight"]
+    assert isinstance(packed.parts["scale"], torch.Tensor)
+    assert torch.equal(model.weight, unpack(packed))
+
+
 def test_parts_may_bear_any_name(monkeypatch):
     stub = types.ModuleType("lilliput.quantize.clashing")
     stub.Clashing = Clashing

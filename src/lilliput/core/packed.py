@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lilliput.core.errors import MethodError
+from lilliput.core.errors import MethodError, NotWorthwhile
 from lilliput.core.method import find_path
 
 if TYPE_CHECKING:
@@ -175,8 +175,20 @@ def pack_rest(
     rest: tuple[WeightMethod, ...],
     stats: object = None,
     before: Packed | None = None,
+    lenient: bool = False,
 ) -> Packed:
-    """Packs the parts that `head` opens to later steps; see `pack_steps`."""
+    """Packs the parts that `head` opens to later steps; see `pack_steps`.
+
+    Args:
+        head: the step that packed the weight.
+        packed: what it gave.
+        rest: the later steps.
+        stats: what calibration collected for this layer.
+        before: the same weight packed before by the same steps.
+        lenient: a part that a step finds not worthwhile stays as it is, in place of an error. So it is while training
+            goes on, where a part is packed anew in each pass: its rank, say, may grow until factors hold more numbers
+            than it has.
+    """
     if not rest:
         return packed
     packed = opened(head, packed, rest[0])
@@ -184,7 +196,12 @@ def pack_rest(
     for name, part in packed.parts.items():
         if name in head.into and isinstance(part, Tensor):
             own = stats if tuple(part.shape) == packed.shape else None
-            parts[name] = pack_steps(part, rest, own, before.parts.get(name) if before else None)
+            try:
+                parts[name] = pack_steps(part, rest, own, before.parts.get(name) if before else None)
+            except NotWorthwhile:
+                if not lenient:
+                    raise
+                parts[name] = part
         else:
             parts[name] = part
     return replace(packed, parts=parts)

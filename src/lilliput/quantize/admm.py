@@ -1,4 +1,4 @@
-"""Extremely low bits by ADMM: the nearest of {0, +-1, +-2, +-4} times a scale, found exactly, and the splitting."""
+"""Extremely low bits by ADMM: the nearest of 0, +-1, +-2 ... +-2^k times a scale, found exactly, and the splitting."""
 
 from __future__ import annotations
 
@@ -17,13 +17,11 @@ from lilliput.core.packed import Packed, unpack
 from lilliput.quantize.uniform import Uniform, filters, on_grid
 
 NAME = "quantize/admm"
-SETS: dict[str, tuple[int, ...]] = {"binary": (1,), "ternary": (0, 1), "two": (0, 1, 2), "four": (0, 1, 2, 4)}
-"""Magnitudes of each set."""
 
 
 @dataclass(frozen=True)
 class Admm(WeightMethod):
-    """min |w - a q|^2 over a > 0 and q in {+-1}, {0, +-1}, {0, +-1, +-2} or {0, +-1, +-2, +-4}.
+    """min |w - a q|^2 over a > 0 and q in {0, +-1, +-2, +-4 ... +-top}, or in {+-1}.
 
     Leng et al. 2018 (arXiv 1707.09870), who alternate between a and q, which is a local search. Here exactly: q(a)
     changes only at |w_i| / t_j with the midpoints t between levels; between two of these the best a gives
@@ -31,16 +29,18 @@ class Admm(WeightMethod):
     In every set, an exact zero stays zero. `Splitting` does the training.
 
     Attributes:
-        levels: `"binary"`, `"ternary"`, `"two"` (up to +-2) or `"four"` (up to +-4).
+        top: the largest level, a power of two from 1 to 64; the paper's sets end at 1, 2 and 4.
+        zero: whether 0 is a level; without it `top` must be 1, and an exact zero still stays one.
         projection: `"exact"` or `"alternating"` (the paper's).
         per: one scale per tensor or per row.
 
-    >>> packed = Admm(levels="two", per="tensor").pack(torch.tensor([2.1, -0.9, 1.0, 0.1]))
+    >>> packed = Admm(top=2).pack(torch.tensor([2.1, -0.9, 1.0, 0.1]))
     >>> packed.parts["codes"].tolist()
     [2, -1, 1, 0]
     """
 
-    levels: Literal["binary", "ternary", "two", "four"] = "four"
+    top: int = 4
+    zero: bool = True
     projection: Literal["exact", "alternating"] = "exact"
     per: Literal["tensor", "row"] = "tensor"
 
@@ -50,10 +50,21 @@ class Admm(WeightMethod):
     searched = False
 
     def __post_init__(self) -> None:
-        if self.levels not in SETS:
-            raise MethodError(f"{NAME}: no levels '{self.levels}'; there are {', '.join(SETS)}")
+        check_range(NAME, "top", self.top, 1, 64)
+        if self.top & (self.top - 1) or (self.top > 1 and not self.zero):
+            raise MethodError(f"{NAME}: top = {self.top} must be a power of two, and 1 without zero")
         if self.projection not in {"exact", "alternating"} or self.per not in {"tensor", "row"}:
             raise MethodError(f"{NAME}: no projection '{self.projection}' or per '{self.per}'")
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """The magnitudes, ascending.
+
+        >>> Admm(top=8).levels, Admm(top=1, zero=False).levels
+        ((0, 1, 2, 4, 8), (1,))
+        """
+        powers = tuple(2**power for power in range(self.top.bit_length()))
+        return (0, *powers) if self.zero else powers
 
     def pack(self, weight: Tensor, stats: object = None, prior: Packed | None = None) -> Packed:
         """Packs to the form of `quantize/uniform`.
@@ -67,7 +78,7 @@ class Admm(WeightMethod):
         top = work.abs().amax(1, keepdim=True) if work.numel() else work.new_zeros(len(work), 1)
         unit = work.abs() / torch.where(top > 0, top, 1)
         find = exact_levels if self.projection == "exact" else alternating_levels
-        level = find(unit, SETS[self.levels]) * (unit > 0)
+        level = find(unit, self.levels) * (unit > 0)
         scale = (unit * level).sum(1) / level.square().sum(1).clamp(min=1) * top[:, 0]
         return on_grid(weight, level * torch.sign(work), scale.to(rows.dtype), per)
 
@@ -76,8 +87,8 @@ class Admm(WeightMethod):
 
     @classmethod
     def choices(cls) -> tuple[WeightMethod, ...]:
-        """Three, five and seven levels."""
-        return cls("ternary"), cls("two"), cls("four")
+        """Three, five, seven and nine levels."""
+        return tuple(cls(top=top) for top in (1, 2, 4, 8))
 
 
 def exact_levels(rows: Tensor, levels: Sequence[int]) -> Tensor:
@@ -127,7 +138,7 @@ class Splitting:
         rho: weight of the penalty.
 
     >>> w = torch.nn.Parameter(torch.tensor([0.9, -0.2]))
-    >>> split = Splitting([w], Admm("ternary"), rho=0.1)
+    >>> split = Splitting([w], Admm(top=1), rho=0.1)
     >>> split.update()
     >>> split.finish()
     >>> w.detach()

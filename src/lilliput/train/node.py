@@ -137,7 +137,7 @@ class Node(nn.Module):
             head = self.steps[0]
             with torch.no_grad():
                 first = self.first(weight.detach(), draw=self.training)
-                value = unpack(pack_rest(head, first, self.steps[1:], self.stats))
+                value = unpack(pack_rest(head, first, self.steps[1:], self.stats, lenient=True))
             trained = [self.get_parameter(PART + name) for name in head.trained]
             effective: Tensor = Estimated.apply(weight, value, head, first, *trained)  # type: ignore[no-untyped-call]
             return effective
@@ -156,7 +156,7 @@ class Node(nn.Module):
         with torch.no_grad():
             if self.steps[0].training == "straight":
                 whole = finished(self.steps[0], self.first(weight.detach()))
-                return pack_rest(self.steps[0], whole, self.steps[1:], self.stats)
+                return pack_rest(self.steps[0], whole, self.steps[1:], self.stats, lenient=True)
             whole = finished(self.steps[0], self._opened(weight.detach()))
             parts: dict[str, Tensor | Packed] = {}
             for name, part in whole.parts.items():

@@ -13,11 +13,11 @@ from lilliput.core.method import WeightMethod
 from lilliput.core.packed import Packed, cut_shape, take
 from lilliput.quantize.uniform import filters, rows_of
 
-NAME = "quantize/binary_codes"
+NAME = "quantize/binary_bases"
 
 
 @dataclass(frozen=True)
-class BinaryCodes(WeightMethod):
+class BinaryBases(WeightMethod):
     """w ~ sum_m a_m b_m with b_m in {-1, 1}, a_m one for each filter: least squares over both, in turns.
 
     Starts greedily, b_m the signs of what is left and a_m its mean magnitude (Guo et al. 2017, "Network sketching",
@@ -29,8 +29,8 @@ class BinaryCodes(WeightMethod):
         bases: how many sign patterns, 1 to 4.
         rounds: of the turns.
 
-    >>> packed = BinaryCodes(bases=2).pack(torch.tensor([3.0, 1.0, -1.0, -3.0]))
-    >>> BinaryCodes.unpack(packed)
+    >>> packed = BinaryBases(bases=2).pack(torch.tensor([3.0, 1.0, -1.0, -3.0]))
+    >>> BinaryBases.unpack(packed)
     tensor([ 3.,  1., -1., -3.])
     """
 

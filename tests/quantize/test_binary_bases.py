@@ -7,7 +7,7 @@ import torch
 
 from lilliput.core.packed import unpack
 from lilliput.quantize.binary import Binary
-from lilliput.quantize.binary_codes import BinaryCodes, fitted
+from lilliput.quantize.binary_bases import BinaryBases, fitted
 from lilliput.testing.spread import gaussian
 
 W0 = torch.tensor([0.9, -0.74, 0.4, -0.3, 0.1, -0.02, 0.0, 0.62, 0.012, -0.003])
@@ -19,17 +19,17 @@ def error(method, weight):
 
 def test_one_pattern_is_bwn():
     w = gaussian(6, 40)
-    assert torch.allclose(unpack(BinaryCodes(bases=1).pack(w)), unpack(Binary().pack(w)), rtol=1e-6)
-    assert float(BinaryCodes(bases=1).pack(W0).parts["scale"]) == pytest.approx(0.3095)
+    assert torch.allclose(unpack(BinaryBases(bases=1).pack(w)), unpack(Binary().pack(w)), rtol=1e-6)
+    assert float(BinaryBases(bases=1).pack(W0).parts["scale"]) == pytest.approx(0.3095)
 
 
 def test_rounds_never_make_it_worse_and_more_patterns_are_better():
     w = gaussian(8, 200).double()
     for bases in (2, 3, 4):
-        errors = [error(BinaryCodes(bases=bases, rounds=rounds), w) for rounds in range(8)]
+        errors = [error(BinaryBases(bases=bases, rounds=rounds), w) for rounds in range(8)]
         assert errors == sorted(errors, reverse=True)
         assert errors[-1] < 0.9 * errors[0]
-        assert errors[-1] < error(BinaryCodes(bases=bases - 1), w)
+        assert errors[-1] < error(BinaryBases(bases=bases - 1), w)
 
 
 def test_signs_and_magnitudes_are_each_at_their_best():
@@ -52,11 +52,11 @@ def test_two_patterns_come_near_the_best_of_all():
     for a, b in itertools.combinations(patterns[:32], 2):
         matrix = torch.stack([a, b], 1)
         best = min(best, float((matrix @ torch.linalg.lstsq(matrix, w[:, None]).solution - w[:, None]).square().sum()))
-    found = error(BinaryCodes(bases=2, rounds=50), w)
+    found = error(BinaryBases(bases=2, rounds=50), w)
     assert best - 1e-12 <= found <= 2 * best
 
 
 def test_what_has_the_form_comes_back():
     signs = torch.where(gaussian(3, 4, 50) > 0, 1.0, -1.0)
     w = (signs * torch.tensor([4.0, 2.0, 1.0])[:, None, None]).sum(0)
-    assert torch.allclose(unpack(BinaryCodes(bases=3).pack(w)), w, atol=1e-5)
+    assert torch.allclose(unpack(BinaryBases(bases=3).pack(w)), w, atol=1e-5)
