@@ -4,10 +4,15 @@ import itertools
 
 import pytest
 import torch
+from torch import nn
 
 from lilliput.core.errors import BudgetError, MethodError
+from lilliput.core.recipe import Recipe, Rule
 from lilliput.factorize.rank import break_even, budgeted, evbmf, rank_for_ratio
+from lilliput.factorize.svd import Svd
+from lilliput.factorize.whitened import Whitened
 from lilliput.testing.spread import decaying, gaussian, generator
+from lilliput.train.compress import compress
 
 
 def normal(*shape, seed=0):
@@ -126,3 +131,26 @@ def test_importance_draws_the_budget():
 def test_what_is_no_matrix_is_refused():
     with pytest.raises(MethodError, match=r"a: needs a matrix"):
         budgeted({"a": gaussian(3, 3, 3)}, 10)
+
+
+def test_a_rule_of_a_recipe_spends_one_budget_on_all_its_weights():
+    """Of two layers alike in size the one of low rank gives up its numbers, the other keeps all it has."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(40, 40, bias=False), nn.Linear(40, 40, bias=False)).eval()
+    low = gaussian(40, 3, seed=1) @ gaussian(3, 40, seed=2)
+    with torch.no_grad():
+        model[0].weight.copy_(low)
+        model[1].weight.copy_(torch.linalg.qr(gaussian(40, 40, seed=3))[0])
+    data = [gaussian(64, 40, seed=4)]
+    for method in (Svd(rule="budget", ratio=0.6), Whitened(rule="budget", ratio=0.6)):
+        artifact = compress(model, Recipe((Rule(steps=(method,)),)), data)
+        assert isinstance(artifact.weights["1.weight"], torch.Tensor)
+        held = sum(part.numel() for part in artifact.weights["0.weight"].parts.values())
+        assert held + 1600 <= 0.6 * 3200
+        assert torch.allclose(artifact.weight("0.weight"), low, atol=1e-3)
+
+
+def test_a_budget_below_rank_one_is_refused():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)).eval()
+    with pytest.raises(MethodError, match=r"rule\[0\].*ratio = 0.1"):
+        compress(model, Recipe((Rule(steps=(Svd(rule="budget", ratio=0.1),)),)))

@@ -18,6 +18,9 @@ from lilliput.solve.knapsack import knapsack
 RULES = ("energy", "ratio", "evbmf")
 """How a method may choose a rank that isn't given."""
 
+TOGETHER = "budget"
+"""The rule by which the ranks of all weights of a rule of the recipe are chosen at once."""
+
 PRECISE = 1 << 22
 """Matrices of at most so many numbers are decomposed in float64."""
 
@@ -42,10 +45,10 @@ def packed_as(
     return Packed(method, tuple(weight.shape), weight.dtype, parts, settings or {})
 
 
-def check_rule(method: str, rule: str) -> None:
-    """Raises MethodError unless the rule is one of `RULES`."""
-    if rule not in RULES:
-        raise MethodError(f"{method}: rule = '{rule}' is none of {', '.join(RULES)}")
+def check_rule(method: str, rule: str, known: tuple[str, ...] = RULES) -> None:
+    """Raises MethodError unless the rule is one of those known."""
+    if rule not in known:
+        raise MethodError(f"{method}: rule = '{rule}' is none of {', '.join(known)}")
 
 
 def check_smaller(method: str, numbers: int, weight: Tensor, what: str, force: bool) -> None:
@@ -104,7 +107,7 @@ def rank_by(rule: str, values: Tensor, shape: tuple[int, int], energy: float, ra
     """Returns the rank of a matrix by a rule, between 1 and its smaller side (0 of an empty matrix).
 
     Args:
-        rule: one of `RULES`.
+        rule: one of `RULES`; `TOGETHER` for one matrix alone is the ratio.
         values: its singular values in descending order.
         shape: (rows, columns).
         energy: see `rank_for_energy`.
@@ -112,7 +115,7 @@ def rank_by(rule: str, values: Tensor, shape: tuple[int, int], energy: float, ra
     """
     if rule == "energy":
         return rank_for_energy(values, energy)
-    found = rank_for_ratio(*shape, ratio) if rule == "ratio" else evbmf(values, shape).rank
+    found = evbmf(values, shape).rank if rule == "evbmf" else rank_for_ratio(*shape, ratio)
     return min(max(found, 1), len(values))
 
 
@@ -207,6 +210,10 @@ class Ranks:
     loss: float
 
 
+Spectrum = tuple[Tensor, tuple[int, int]]
+"""Singular values of a matrix (of a layer's weight, or of its outputs) in descending order, and the matrix's shape."""
+
+
 def budgeted(
     matrices: Mapping[str, Tensor],
     limit: int,
@@ -215,9 +222,6 @@ def budgeted(
     importance: Mapping[str, float] | None = None,
 ) -> Ranks:
     """Chooses the ranks of all layers at once: the least total loss within a limit on numbers or MACs, exactly.
-
-    Each layer is a group of the knapsack: ranks r = 1 .. break-even at a cost of r (m + n) times its places, with a
-    loss of sum_{i>r} s_i^2 / sum s_i^2 times its importance; or it stays dense at m n, without loss.
 
     Args:
         matrices: (m, n) by name, such as `weight.flatten(1)`; whitened ones give losses of outputs.
@@ -233,12 +237,38 @@ def budgeted(
     >>> budgeted({"a": torch.eye(4), "b": torch.ones(10, 10)}, limit=36).ranks
     {'a': 0, 'b': 1}
     """
-    costs, losses, ranks = [], [], []
+    spectra: dict[str, Spectrum] = {}
     for name, matrix in matrices.items():
         if matrix.ndim != 2 or not matrix.numel():
             raise MethodError(f"{name}: needs a matrix with weights in it, not one of shape {tuple(matrix.shape)}")
-        rows, columns = matrix.shape
-        squares = torch.linalg.svdvals(precise(matrix)).double().square()
+        spectra[name] = torch.linalg.svdvals(precise(matrix)), (matrix.shape[0], matrix.shape[1])
+    return ranks_within(spectra, limit, places=places, importance=importance)
+
+
+def ranks_within(
+    spectra: Mapping[str, Spectrum],
+    limit: int,
+    *,
+    places: Mapping[str, int] | None = None,
+    importance: Mapping[str, float] | None = None,
+) -> Ranks:
+    """Chooses the ranks of all layers at once, by their singular values.
+
+    Each layer is a group of the knapsack: ranks r = 1 .. break-even at a cost of r (m + n) times its places, with a
+    loss of sum_{i>r} s_i^2 / sum s_i^2 times its importance; or it stays dense at m n, without loss.
+
+    Args:
+        spectra: by name.
+        limit: on the total cost.
+        places: see `budgeted`.
+        importance: likewise.
+
+    Raises:
+        BudgetError: if even rank 1 everywhere costs more than the limit.
+    """
+    costs, losses, ranks = [], [], []
+    for name, (values, (rows, columns)) in spectra.items():
+        squares = values.double().square()
         total = float(squares.sum()) or 1.0
         left = (squares.flip(0).cumsum(0).flip(0) / total).tolist()
         own = range(1, min(break_even(rows, columns), len(squares)) + 1)
@@ -252,5 +282,23 @@ def budgeted(
         raise BudgetError(
             f"the limit {limit} is below {sum(map(min, costs))}, which rank 1 (or dense) everywhere costs"
         )
-    chosen = {name: own[place] for name, own, place in zip(matrices, ranks, solution.chosen)}
+    chosen = {name: own[place] for name, own, place in zip(spectra, ranks, solution.chosen)}
     return Ranks(chosen, int(solution.cost), solution.loss)
+
+
+def shared_ranks(method: str, spectra: Mapping[str, Spectrum], ratio: float) -> dict[str, int]:
+    """Returns the ranks by which all layers together hold `ratio` of their numbers; the full rank keeps one dense.
+
+    Args:
+        method: for the message.
+        spectra: by name.
+        ratio: 0 < ratio <= 1.
+
+    Raises:
+        MethodError: so few numbers are left that rank 1 everywhere is more.
+    """
+    try:
+        found = ranks_within(spectra, int(ratio * sum(rows * columns for _, (rows, columns) in spectra.values())))
+    except BudgetError as error:
+        raise MethodError(f"{method}: rule = 'budget' with ratio = {ratio}: {error}") from None
+    return {name: rank or min(spectra[name][1]) for name, rank in found.ranks.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from lilliput.core.errors import MethodError
 from lilliput.core.method import WeightMethod
 from lilliput.core.packed import Packed, cut_shape, take
 from lilliput.factorize import chain
-from lilliput.factorize.rank import check_rule, check_smaller, precise, rank_by
+from lilliput.factorize.rank import RULES, TOGETHER, check_rule, check_smaller, precise, rank_by, shared_ranks
 
 NAME = "factorize/svd"
 VIEWS = ("out", "in", "space")
@@ -34,7 +35,9 @@ class Svd(WeightMethod):
         energy: keep the fewest singular values with sum s_i^2 >= energy * sum of all, 0 < energy <= 1.
         force: factorize even where the factors hold more numbers than the weight.
         view: `"out"`, `"in"` or `"space"`, see above.
-        rule: `"energy"`; `"ratio"`, r = floor(ratio m n / (m + n)); or `"evbmf"`, what stands out of the noise.
+        rule: `"energy"`; `"ratio"`, r = floor(ratio m n / (m + n)); `"evbmf"`, what stands out of the noise; or
+            `"budget"`: all weights of the rule together keep `ratio` of their numbers, the sum of their relative
+            squared errors as small as can be, by an exact knapsack in which a weight may also stay dense.
         ratio: the part of the numbers to be kept, 0 < ratio <= 1.
 
     >>> packed = Svd(rank=1).pack(torch.ones(4, 5))
@@ -46,7 +49,7 @@ class Svd(WeightMethod):
     energy: float = 0.95
     force: bool = False
     view: Literal["out", "in", "space"] = "out"
-    rule: Literal["energy", "ratio", "evbmf"] = "energy"
+    rule: Literal["energy", "ratio", "evbmf", "budget"] = "energy"
     ratio: float = 0.5
 
     into = ("u", "v")
@@ -58,7 +61,7 @@ class Svd(WeightMethod):
         check_range(NAME, "rank", self.rank, 0, 2**31)
         check_range(NAME, "energy", self.energy, 1e-6, 1)
         check_range(NAME, "ratio", self.ratio, 1e-6, 1)
-        check_rule(NAME, self.rule)
+        check_rule(NAME, self.rule, (*RULES, TOGETHER))
         if self.view not in VIEWS:
             raise MethodError(f"{NAME}: view = '{self.view}' is none of {', '.join(VIEWS)}")
 
@@ -77,6 +80,18 @@ class Svd(WeightMethod):
         check_smaller(NAME, rank * sum(shape), weight, f"rank {rank} of a {shape[0]} x {shape[1]} matrix", self.force)
         root = values[:rank].sqrt()
         return packed_factors(weight, left[:, :rank] * root, root[:, None] * right[:rank], self.view)
+
+    @property
+    def together(self) -> bool:
+        """Whether one weight's rank depends on the others'."""
+        return self.rule == TOGETHER and not self.rank
+
+    def allot(self, weights: Mapping[str, Tensor], stats: Mapping[str, Any]) -> dict[str, WeightMethod]:
+        """Chooses the ranks of all weights at once."""
+        matrices = {name: precise(as_matrix(weight.detach(), self.view)) for name, weight in weights.items()}
+        spectra = {n: (torch.linalg.svdvals(matrix), (len(matrix), matrix.shape[1])) for n, matrix in matrices.items()}
+        ranks = shared_ranks(NAME, spectra, self.ratio)
+        return {name: replace(self, rank=rank, force=False) for name, rank in ranks.items()}
 
     @staticmethod
     def unpack(packed: Packed) -> Tensor:
