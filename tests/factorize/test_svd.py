@@ -166,7 +166,7 @@ def test_the_chain_of_a_linear_layer(view):
 
 
 def test_the_chain_refuses_other_layers():
-    packed = Svd(rank=1).pack(gaussian(8, 4, 3, 3))
+    packed = Svd(rank=1, view="in").pack(gaussian(8, 4, 3, 3))
     with pytest.raises(MethodError, match="groups = 1"):
         Svd.layers(packed, nn.Conv2d(8, 8, 3, groups=2))
     with pytest.raises(MethodError, match="the layer's weight"):

@@ -56,6 +56,13 @@ def test_convolutions(method, setting):
     check(model, (method,), torch.randn(2, 12, 13, 12), ["0.weight"], match="0.weight")
 
 
+def test_groups():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(24, 24, 3, groups=2, padding=1), nn.Conv2d(24, 24, 3, groups=24)).eval()
+    net = check(model, (Svd(rank=2),), torch.randn(2, 24, 7, 7), ["0.weight"])
+    assert [tuple(net.state_dict()[f"0.weight.{i}"].shape) for i in (0, 1)] == [(4, 12, 3, 3), (24, 2, 1, 1)]
+
+
 def test_one_axis_and_padding_in_words():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv1d(8, 16, 5, padding="same"), nn.Conv1d(16, 16, 4, padding="same")).eval()

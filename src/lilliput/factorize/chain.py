@@ -14,13 +14,19 @@ from lilliput.core.packed import Packed
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
-def check_layer(packed: Packed, layer: nn.Module) -> None:
-    """Raises MethodError unless the layer is one whose weight was packed: linear, or a convolution without groups."""
+def check_layer(packed: Packed, layer: nn.Module, *, grouped: bool = False) -> None:
+    """Raises MethodError unless the layer is one whose weight was packed: linear, or a convolution.
+
+    Args:
+        packed: the weight.
+        layer: the layer.
+        grouped: whether the convolution may have several groups.
+    """
     if not isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
         raise MethodError(f"{packed.method}: no chain of layers for {type(layer).__name__}")
     if tuple(layer.weight.shape) != packed.shape:
         raise MethodError(f"{packed.method}: packed {packed.shape}, the layer's weight is {tuple(layer.weight.shape)}")
-    if not isinstance(layer, nn.Linear) and (layer.groups != 1 or isinstance(layer.padding, str)):
+    if not isinstance(layer, nn.Linear) and ((layer.groups != 1 and not grouped) or isinstance(layer.padding, str)):
         raise MethodError(f"{packed.method}: a chain needs groups = 1 and padding in numbers; use the composed weight")
 
 
@@ -67,9 +73,10 @@ def convolution(
     return _filled(layer, weight, bias)
 
 
-def pointwise(weight: Tensor, like: Convolution, bias: Tensor | None = None) -> Any:
-    """Returns the convolution of extent 1 that a matrix (out, in) is."""
-    return convolution(weight.reshape(*weight.shape, *[1] * len(like.kernel_size)), like, (), bias=bias)
+def pointwise(weight: Tensor, like: Convolution, bias: Tensor | None = None, groups: int = 1) -> Any:
+    """Returns the convolution of extent 1 that a matrix (out, in / groups) is."""
+    wide = weight.reshape(*weight.shape, *[1] * len(like.kernel_size))
+    return convolution(wide, like, (), bias=bias, groups=groups)
 
 
 def _filled(layer: Any, weight: Tensor, bias: Tensor | None) -> Any:

@@ -14,7 +14,17 @@ from lilliput.core.errors import MethodError
 from lilliput.core.method import WeightMethod
 from lilliput.core.packed import Packed, cut_shape, take
 from lilliput.factorize import chain
-from lilliput.factorize.rank import RULES, TOGETHER, check_rule, check_smaller, precise, rank_by, shared_ranks
+from lilliput.factorize.rank import (
+    RULES,
+    TOGETHER,
+    check_rule,
+    check_smaller,
+    precise,
+    rank_by,
+    rank_for_ratio,
+    shared_ranks,
+)
+from lilliput.solve.low_rank import truncated_svd
 
 NAME = "factorize/svd"
 VIEWS = ("out", "in", "space")
@@ -28,7 +38,8 @@ class Svd(WeightMethod):
     channels and one of extent 1; C x (N kh kw), the same the other way round; or (C kh) x (kw N), a kh x 1 and a
     1 x kw convolution. The singular values are split evenly, U = U_r sqrt(S_r) and V = sqrt(S_r) V_r^T, which
     balances the gradients. The squared error is the sum of the squared singular values left out. The factors hold
-    r (m + n) numbers, so that r < m n / (m + n) pays.
+    r (m + n) numbers, so that r < m n / (m + n) pays. A rank that is known and small is found in large matrices by
+    random projections (Halko, Martinsson and Tropp 2011, arXiv 0909.4061), whose error is a little above the least.
 
     Attributes:
         rank: number of singular values kept; 0 to go by `rule`.
@@ -74,12 +85,18 @@ class Svd(WeightMethod):
         """
         check_weight(weight, NAME)
         matrix = as_matrix(weight, self.view)
-        left, values, right = torch.linalg.svd(precise(matrix), full_matrices=False)
         shape = (matrix.shape[0], matrix.shape[1])
-        rank = min(self.rank, len(values)) if self.rank else rank_by(self.rule, values, shape, self.energy, self.ratio)
+        rank = min(self.rank, *shape) if self.rank else self._rank(matrix)
         check_smaller(NAME, rank * sum(shape), weight, f"rank {rank} of a {shape[0]} x {shape[1]} matrix", self.force)
-        root = values[:rank].sqrt()
-        return packed_factors(weight, left[:, :rank] * root, root[:, None] * right[:rank], self.view)
+        left, values, right = truncated_svd(precise(matrix), rank)
+        root = values.sqrt()
+        return packed_factors(weight, left * root, root[:, None] * right, self.view)
+
+    def _rank(self, matrix: Tensor) -> int:
+        shape = (matrix.shape[0], matrix.shape[1])
+        if self.rule in ("ratio", TOGETHER):
+            return min(rank_for_ratio(*shape, self.ratio), *shape)
+        return rank_by(self.rule, torch.linalg.svdvals(precise(matrix)), shape, self.energy, self.ratio)
 
     @property
     def together(self) -> bool:
@@ -117,15 +134,16 @@ class Svd(WeightMethod):
 
         Args:
             packed: by this method, its parts tensors.
-            layer: linear, or a convolution without groups; its bias goes to the last of the two.
+            layer: linear, or a convolution; its bias goes to the last of the two. One of several groups needs the
+                view "out": the first layer gives r channels for each group, all by the same filters.
 
         Raises:
             MethodError: if the layer is of another kind or shape.
         """
-        chain.check_layer(packed, layer)
+        view, made = _view(packed), layer
+        chain.check_layer(packed, layer, grouped=view == "out")
         Svd.unpack(packed)
         u, v = packed.tensor("u"), packed.tensor("v")
-        view, made = _view(packed), layer
         bias: Any = layer.bias
         if isinstance(made, nn.Linear):
             first, last = (v, u) if view == "out" else (u.T, v.T)
@@ -134,8 +152,11 @@ class Svd(WeightMethod):
         out, channels, *window = packed.shape
         axes = range(len(window))
         if view == "out":
-            wide = v.reshape(-1, channels, *window)
-            return nn.Sequential(chain.convolution(wide, made, axes), chain.pointwise(u, made, bias))
+            groups = made.groups
+            wide = v.reshape(-1, channels, *window).repeat(groups, *[1] * (len(window) + 1))
+            return nn.Sequential(
+                chain.convolution(wide, made, axes, groups=groups), chain.pointwise(u, made, bias, groups=groups)
+            )
         if view == "in":
             wide = v.reshape(-1, out, *window).transpose(0, 1)
             return nn.Sequential(chain.pointwise(u.T, made), chain.convolution(wide, made, axes, bias=bias))
