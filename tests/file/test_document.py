@@ -328,7 +328,37 @@ def binary_bases(packed, parts):
     return weight
 
 
+def product(packed, parts):
+    codes, codebook = parts["codes"].astype(np.int64), parts["codebook"]
+    found = codebook[np.arange(len(codebook)).reshape(-1, *[1] * (codes.ndim - 2)), codes]
+    weight = np.moveaxis(found, -1, 2).reshape(codes.shape[0], -1, *codes.shape[2:])
+    return weight[:, : packed["s"][1]]
+
+
+def xxh32(data, seed):
+    """The specification, for fewer than 16 bytes and whole words."""
+    rotated = lambda x, r: (x << r | x >> (32 - r)) & 0xFFFFFFFF  # noqa: E731
+    value = (seed + 374761393 + len(data)) & 0xFFFFFFFF
+    for word in np.frombuffer(data, "<u4").tolist():
+        value = rotated((value + word * 3266489917) & 0xFFFFFFFF, 17) * 668265263 & 0xFFFFFFFF
+    value = (value ^ value >> 15) * 2246822519 & 0xFFFFFFFF
+    value = (value ^ value >> 13) * 3266489917 & 0xFFFFFFFF
+    return value ^ value >> 16
+
+
+def hashed(packed, parts):
+    values, seed, weight = parts["values"], packed["x"]["seed"], []
+    for i in range(packed["s"][0]):
+        for j in range(int(np.prod(packed["s"][1:]))):
+            key = np.array([i, j], "<u4").tobytes()
+            value = values[xxh32(key, seed) * len(values) >> 32]
+            weight.append(-value if xxh32(key, (seed + 1) % 2**32) >= 2**31 else value)
+    return np.array(weight, values.dtype)
+
+
 METHODS = {
+    "share/product": product,
+    "share/hashed": hashed,
     "quantize/binary_bases": binary_bases,
     "quantize/factorized": lambda packed, parts: (parts["x"] * parts["d"].astype(float)) @ parts["y"].T.astype(float),
     "quantize/incremental": incremental,
@@ -443,6 +473,8 @@ def quantizers():
     from lilliput.quantize.qnn import Qnn
     from lilliput.quantize.shift import Shift
     from lilliput.quantize.trained_ternary import TrainedTernary
+    from lilliput.share.hashed import Hashed
+    from lilliput.share.product import Product
 
     return (
         *(FixedPoint(bits=12), Minifloat(bits=8), Minifloat(bits=14), PowerOfTwo(), Shift(terms=3), TrainedTernary()),
@@ -453,6 +485,8 @@ def quantizers():
             BinaryBases(bases=3),
             Factorized(),
             Flexpoint(),
+            Product(width=5, k=6, correct=False),
+            Hashed(seed=2**32 - 1),
         ),
     )
 
@@ -461,13 +495,23 @@ def quantizers():
 def test_forms_of_quantizers(method):
     import torch
 
+    from lilliput.core.packed import finished
     from lilliput.file.artifact import Artifact
 
     weight = torch.randn(24, 32, generator=torch.Generator().manual_seed(5)) / 3
-    compare(
-        Artifact({"a": method.pack(weight), "b": method.pack(weight.double()), "c": method.pack(weight.half())}),
-        "named",
-    )
+    weights = {"a": weight, "b": weight.double(), "c": weight.half()}
+    packed = {name: finished(method, method.pack(value)) for name, value in weights.items()}
+    compare(Artifact(packed), "named")
+
+
+def test_a_convolution_of_runs():
+    import torch
+
+    from lilliput.file.artifact import Artifact
+    from lilliput.share.product import Product
+
+    weight = torch.randn(10, 5, 3, 2, generator=torch.Generator().manual_seed(5))
+    compare(Artifact({"a": Product(width=2, k=6, correct=False).pack(weight)}), "named")
 
 
 def test_every_coding(monkeypatch):
