@@ -1,11 +1,18 @@
-"""Every criterion, pattern, penalty, schedule and loss that can be found holds to the laws of its kind."""
+"""Every method that can be found, of the kinds that pack no weights, holds to the laws of its kind."""
 
 import pytest
 
 from lilliput.core.method import find_path, methods
-from lilliput.testing import criterion, loss, pattern, penalty, schedule
+from lilliput.testing import activation_quantizer, criterion, loss, pattern, penalty, schedule
 
-SUITES = {"criterion": criterion, "pattern": pattern, "penalty": penalty, "schedule": schedule, "loss": loss}
+SUITES = {
+    "criterion": criterion,
+    "pattern": pattern,
+    "penalty": penalty,
+    "schedule": schedule,
+    "loss": loss,
+    "activation quantizer": activation_quantizer,
+}
 CASES = [
     pytest.param(m.path, law, id=f"{m.path}-{law.__name__}")
     for m in methods()

@@ -64,6 +64,9 @@ def _file(report: Any, everything: bool) -> None:
         cells += ["trained" if layer.trained and layer.error is None else percent(layer.error)]
         terminal.add_row(table, [*cells, *_spread(*([layer.before] if has_before else []), layer.after)])
     terminal.show_table(table)
+    for layer in shown:
+        if layer.activations:
+            terminal.say(f"what goes into {layer.name}: {layer.activations}")
     rest = [layer for layer in report.layers if layer not in shown]
     if rest:
         size = size_text(sum(layer.bytes for layer in rest))

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from torch import nn
+
+QUANTIZER = "input_quantizer"
+"""Name under which a layer holds the quantizer of what goes into it; its numbers are no weights of the model."""
 
 # Which parameters of a module are of which kind: (module class, prefix of the parameter's name, kind).
 # Anything with two or more axes that isn't listed is a "matrix"; anything with fewer is a "vector".
@@ -34,12 +38,15 @@ class Weight:
         kind: `linear`, `conv2d`, `embedding`, ... (see `TABLE`), `matrix` or `vector`.
         owners: every (module path, attribute) that holds it; more than one if it is tied.
         parameter: the parameter itself.
+        ends: `first` if it is the model's first weight that is no vector, in the order of its parameters, `last` if
+            it is the last.
     """
 
     name: str
     kind: str
     owners: tuple[tuple[str, str], ...]
     parameter: nn.Parameter
+    ends: frozenset[str] = frozenset()
 
     @property
     def aliases(self) -> tuple[str, ...]:
@@ -73,7 +80,7 @@ def weights(model: nn.Module) -> list[Weight]:
     owners: dict[int, list[tuple[str, str]]] = {}
     found: dict[int, tuple[str, nn.Parameter]] = {}
     for path, module in model.named_modules(remove_duplicate=False):
-        if _inside_parametrization(path):
+        if not {"parametrizations", QUANTIZER}.isdisjoint(path.split(".")):
             continue
         for attribute, parameter in _own_parameters(module):
             key = id(parameter)
@@ -81,13 +88,30 @@ def weights(model: nn.Module) -> list[Weight]:
             if (path, attribute) not in owners[key]:
                 owners[key].append((path, attribute))
             found.setdefault(key, (kind_of_parameter(module, attribute, parameter), parameter))
-    return [
-        Weight(join(*owners[key][0]), kind, tuple(owners[key]), parameter) for key, (kind, parameter) in found.items()
-    ]
+    return _with_ends(
+        [Weight(join(*owners[key][0]), kind, tuple(owners[key]), parameter) for key, (kind, parameter) in found.items()]
+    )
 
 
-def _inside_parametrization(path: str) -> bool:
-    return "parametrizations" in path.split(".")
+def ends_of(kinds: Mapping[str, str]) -> dict[str, frozenset[str]]:
+    """Returns which weight is the first and which the last of the model, vectors and buffers not counted.
+
+    Args:
+        kinds: of the weights by name, in the order of the model.
+
+    >>> ends_of({"a": "conv2d", "b": "vector", "c": "linear"})["c"]
+    frozenset({'last'})
+    """
+    own = [name for name, kind in kinds.items() if kind not in {"vector", "buffer"}]
+    found: dict[str, frozenset[str]] = {}
+    for name, end in ((own[0], "first"), (own[-1], "last")) if own else ():
+        found[name] = found.get(name, frozenset()) | {end}
+    return found
+
+
+def _with_ends(found: list[Weight]) -> list[Weight]:
+    ends = ends_of({weight.name: weight.kind for weight in found})
+    return [replace(weight, ends=ends[weight.name]) if weight.name in ends else weight for weight in found]
 
 
 def _own_parameters(module: nn.Module) -> list[tuple[str, nn.Parameter]]:

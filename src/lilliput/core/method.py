@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 from lilliput.core.errors import MethodError, NotInstalled, NotWorthwhile
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from lilliput.core.packed import Packed
 
@@ -253,6 +253,76 @@ class Schedule(Protocol):
             progress: the part of the training that is over, from 0 to 1.
         """
         ...
+
+
+class ActivationQuantizer(Protocol):
+    """What goes into a layer -> the same on few levels, the contract of `quantize/activations/`.
+
+    An activation quantizer is a frozen dataclass of its settings in the file of its name. What calibration or training
+    finds are plain numbers by name (`scale`, `zero`): the graph holds them as literals, the file's manifest by layer,
+    and training as buffers or parameters. `levels`, `observe` and `forward` must be written; the rest has
+    defaults.
+
+    """
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What `Stats` must hold for `observe`; nothing for quantizers with fixed levels."""
+        return frozenset()
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """Numbers that training moves, by `gradient`."""
+        return ()
+
+    @property
+    def levels(self) -> int:
+        """The most values that x can take."""
+        ...
+
+    def observe(self, stats: Any) -> dict[str, float]:
+        """Returns the numbers that `forward` needs, finite ones, from what calibration collected for this layer.
+
+        Raises:
+            MethodError: the stats don't hold what is needed, or nothing that a scale can be found for.
+        """
+        ...
+
+    def forward(self, x: Tensor, numbers: Mapping[str, float]) -> Tensor:
+        """Returns x on its levels, of the same shape and dtype, by operators that a graph may hold.
+
+        Args:
+            x: what goes into the layer, floating-point, batch first.
+            numbers: what `observe` returned, or training made of it.
+        """
+        ...
+
+    def draw(self, x: Tensor, numbers: Mapping[str, float]) -> Tensor:
+        """Returns x on its levels as a forward pass in training mode sees it; by default what `forward` gives."""
+        return self.forward(x, numbers)
+
+    def gradient(
+        self, x: Tensor, numbers: Mapping[str, float], grad: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """Returns the gradients of x and of the numbers in `trained`; by default it goes straight through."""
+        return grad, {}
+
+    def factor(self, x: Tensor, layer: nn.Module) -> Tensor | None:
+        """Returns what the layer's output, less its bias, is multiplied by, or None; differentiable."""
+        return None
+
+    def at(self, progress: float) -> ActivationQuantizer:
+        """Returns the setting at this point of the training, 0 to 1; at 1 it is the quantizer itself."""
+        return self
+
+    def describe(self, numbers: Mapping[str, float]) -> str:
+        """Returns a word on levels and numbers for reports, such as `8 bits, scale 0.012, zero 3`."""
+        return ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+
+    @classmethod
+    def choices(cls) -> tuple[ActivationQuantizer, ...]:
+        """Settings from the coarsest to the finest, for tests and tables."""
+        return ()
 
 
 class Loss(Protocol):

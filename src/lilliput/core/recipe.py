@@ -19,9 +19,12 @@ from lilliput.core.method import find_path, kind_of, path_of
 
 if TYPE_CHECKING:
     from lilliput.core.layers import Weight
-    from lilliput.core.method import Penalty, Schedule, WeightMethod
+    from lilliput.core.method import ActivationQuantizer, Penalty, Schedule, WeightMethod
 
 VERSION = 1
+ACTIVATIONS = "quantize/activations"
+SKIPS = {"none": frozenset(), "first": {"first"}, "last": {"last"}, "first and last": {"first", "last"}}
+"""Which of the model's weights a rule passes over."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Absent:
     def _refuse(self, *args: Any, **named: Any) -> NoReturn:
         raise NotInstalled(f"{self.method} can't be carried out: {self.missing or 'it is not installed'}")
 
-    pack = unpack = advance = _refuse
+    pack = unpack = advance = observe = forward = _refuse
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,10 @@ class Rule:
             `"*"` stands for every kind but `vector`: biases and norms are only touched when asked for.
         schedule: how the steps grow during training, or None: all at once.
         penalty: what pulls the weights to zero while they are trained, or None.
+        activations: what goes into the layers of these weights is quantized by it, or None: stays as it is. In TOML
+            a table as for a step, or its name and settings in their order, as in `"uniform:8"`.
+        skip: weights that the rule passes over, as papers leave them in full precision: `"first"`, `"last"` or
+            `"first and last"` of the model, in the order of its parameters, vectors not counted; or `"none"`.
         why: a word on why, kept and shown in reports.
     """
 
@@ -63,11 +70,23 @@ class Rule:
     layers: str = "*"
     schedule: Schedule | None = None
     penalty: Penalty | None = None
+    activations: ActivationQuantizer | None = None
+    skip: str = "none"
     why: str = ""
+
+    def __post_init__(self) -> None:
+        if self.skip not in SKIPS:
+            raise RecipeError(f"no skip = {self.skip!r}; there is {', '.join(SKIPS)}")
+
+    @property
+    def every(self) -> tuple[Any, ...]:
+        """All methods that the rule names."""
+        others = (self.schedule, self.penalty, self.activations)
+        return (*self.steps, *(other for other in others if other is not None))
 
     def fits(self, weight: Weight) -> bool:
         """Whether the rule speaks of this weight, by any of its names."""
-        if weight.kind == "vector" and self.layers == "*":
+        if (weight.kind == "vector" and self.layers == "*") or not SKIPS[self.skip].isdisjoint(weight.ends):
             return False
         names = (weight.name, *weight.aliases)
         return fnmatch.fnmatchcase(weight.kind, self.layers) and any(fnmatch.fnmatchcase(n, self.match) for n in names)
@@ -133,7 +152,7 @@ class Recipe:
     @property
     def absent(self) -> tuple[str, ...]:
         """Paths of the steps whose methods aren't installed, as a recipe read from a file may have them."""
-        steps = [step for rule in self.rules for step in (*rule.steps, rule.schedule) if isinstance(step, Absent)]
+        steps = [step for rule in self.rules for step in rule.every if isinstance(step, Absent)]
         return tuple(dict.fromkeys(step.method for step in steps))
 
     def check(self, weights: list[Weight]) -> None:
@@ -142,7 +161,7 @@ class Recipe:
         A rule that fits a weight is fine even if an earlier one has taken it.
         """
         for number, rule in enumerate(self.rules):
-            for step in (*rule.steps, rule.schedule):
+            for step in rule.every:
                 if isinstance(step, Absent):
                     raise RecipeError(f"rule[{number}]: {step.method} can't be carried out: {step.missing}")
             if any(rule.fits(weight) for weight in weights):
@@ -177,6 +196,10 @@ def to_data(recipe: Recipe) -> dict[str, Any]:
             entry["schedule"] = step_data(rule.schedule)
         if rule.penalty is not None:
             entry["penalty"] = step_data(rule.penalty)
+        if rule.activations is not None:
+            entry["activations"] = step_data(rule.activations)
+        if rule.skip != "none":
+            entry["skip"] = rule.skip
         rules.append(entry)
     data: dict[str, Any] = {"version": VERSION, "rule": rules}
     if recipe.name:
@@ -208,19 +231,23 @@ def from_data(data: Any, absent: bool = False) -> Recipe:
 
 def _rule(entry: Any, where: str, absent: bool) -> Rule:
     _known(entry, {f.name for f in dataclasses.fields(Rule)}, where)
-    for key in ("match", "layers", "why"):
+    for key in ("match", "layers", "why", "skip"):
         if not isinstance(entry.get(key, ""), str):
             raise RecipeError(f"{where}.{key}: must be a string")
     steps = entry.get("steps", [])
     if not isinstance(steps, list):
         raise RecipeError(f"{where}.steps: must be a list of tables, such as [{{method = 'quantize/uniform'}}]")
-    schedule, penalty = entry.get("schedule"), entry.get("penalty")
+    schedule, penalty, activations = (entry.get(key) for key in ("schedule", "penalty", "activations"))
+    if entry.get("skip", "none") not in SKIPS:
+        raise RecipeError(f"{where}.skip: {entry['skip']!r} is none of {', '.join(SKIPS)}")
     return Rule(
         match=entry.get("match", "*"),
         steps=tuple(step_of(step, f"{where}.steps[{i}]", "pack", absent) for i, step in enumerate(steps)),
         layers=entry.get("layers", "*"),
         schedule=None if schedule is None else step_of(schedule, f"{where}.schedule", "advance", absent),
         penalty=None if penalty is None else step_of(penalty, f"{where}.penalty", "penalty", absent),
+        activations=None if activations is None else activations_of(activations, f"{where}.activations", absent),
+        skip=entry.get("skip", "none"),
         why=entry.get("why", ""),
     )
 
@@ -272,6 +299,36 @@ def step_of(data: Any, where: str, ability: str = "pack", absent: bool = False) 
         raise RecipeError(f"{where}: {data['method']}: {error}") from None
     except LilliputError as error:
         raise RecipeError(f"{where}: {error}") from None
+
+
+def activations_of(data: Any, where: str = "activations", absent: bool = False) -> Any:
+    """Makes an activation quantizer from plain data: a table, or its name and settings in their order.
+
+    Raises:
+        RecipeError: as `step_of`.
+
+    >>> activations_of("uniform:4").bits
+    4
+    """
+    if isinstance(data, str) and "/" not in data:
+        name, *values = data.split(":")
+        data = {"method": f"{ACTIVATIONS}/{name}"}
+        try:
+            fields = dataclasses.fields(find_path(data["method"]))
+        except LilliputError as error:
+            raise RecipeError(f"{where}: {error}") from None
+        if len(values) > len(fields):
+            raise RecipeError(f"{where}: {name} has {len(fields)} settings, not {len(values)}")
+        data |= {item.name: _setting(value) for item, value in zip(fields, values)}
+    return step_of(data, where, "observe", absent)
+
+
+def _setting(text: str) -> Any:
+    """A setting in a short form: a number or truth value as TOML writes it, or a word."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
 
 
 def _absent(data: dict[str, Any], where: str, reason: NotInstalled) -> Absent:

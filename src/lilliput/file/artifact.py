@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from lilliput.core.activations import Quantized
 from lilliput.core.cut import Cut, Resize
 from lilliput.core.errors import FileError
 from lilliput.core.packed import Packed, unpack
@@ -33,6 +34,8 @@ class Artifact:
         sizes: attributes of the user's modules, as numbers of heads, that follow the cuts.
         aliases: names of tied weights -> the name under which they are stored.
         facts: measurements and notes, JSON-able: sizes before, error and reason by layer, what was kept and why.
+        quantizers: how what goes into layers is quantized, by the layer's path: for loading into a model of the
+            user's class. The graph does it by operators of its own.
     """
 
     weights: Mapping[str, Packed | Tensor]
@@ -43,6 +46,7 @@ class Artifact:
     sizes: tuple[Resize, ...] = ()
     aliases: Mapping[str, str] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
+    quantizers: Mapping[str, Quantized] = field(default_factory=dict)
 
     def weight(self, name: str) -> Tensor:
         """Unpacks one parameter or buffer.

@@ -9,14 +9,17 @@ from typing import Any
 
 import torch
 
+from lilliput.core.activations import Quantized, check_numbers
 from lilliput.core.cut import Cut, Resize
 from lilliput.core.errors import FileError
+from lilliput.core.recipe import Absent, step_of
 from lilliput.file import layout
 from lilliput.file.header import Range
 from lilliput.file.leaf import Leaf
 from lilliput.file.manifest import is_setting
+from lilliput.file.message import one_line
 
-_KEYS = frozenset("wcarkfgz")
+_KEYS = frozenset("wcarkfgzq")
 _PACKED_KEYS = frozenset("msdxp")
 
 
@@ -238,3 +241,26 @@ def _size(item: object) -> Resize:
     if not old or len(old) != len(new) or len(old) > 64:
         raise FileError("manifest: a size must have as many numbers before and after, 1 to 64")
     return Resize(module, attribute, tuple(old), tuple(new))
+
+
+def quantizers(data: object) -> dict[str, Quantized]:
+    """Reads how what goes into layers is quantized: `{path: [method and settings, numbers]}`."""
+    if not isinstance(data, dict) or len(data) > layout.MAX_TENSORS:
+        raise FileError("manifest: quantizers must be an object")
+    return {path: _quantizer(path, item) for path, item in data.items()}
+
+
+def _quantizer(path: str, item: object) -> Quantized:
+    if path:
+        layout.check_name(path)
+    what = f"manifest: the quantizer of {path[:80]!a}"
+    if not isinstance(item, list) or len(item) != 2:
+        raise FileError(f"{what}: must be [method and settings, numbers]")
+    try:
+        method, numbers = step_of(item[0], what, "observe", absent=True), check_numbers(item[1], what)
+        if not isinstance(method, Absent):
+            # Whether it can be carried out is seen on a single zero.
+            method.forward(torch.zeros(1, 1), numbers)
+    except Exception as error:  # a method's own checks, met with a stranger's settings
+        raise FileError(f"{what}: {one_line(error)}" if not isinstance(error, FileError) else str(error)) from None
+    return Quantized(method, numbers)

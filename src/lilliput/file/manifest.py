@@ -8,10 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
+from lilliput.core.activations import Quantized, check_numbers
 from lilliput.core.cut import Cut
-from lilliput.core.errors import FileError
+from lilliput.core.errors import FileError, LilliputError
 from lilliput.core.packed import Packed
-from lilliput.core.recipe import to_data
+from lilliput.core.recipe import step_data, to_data
 from lilliput.file import layout, strict_json
 from lilliput.file.artifact import Artifact
 from lilliput.file.dictionary import DICTIONARY
@@ -42,11 +43,23 @@ def of(artifact: Artifact, leaves: Sequence[Leaf], named: bool, graph: bool = Tr
         data["k"] = [cut_data(cut) for cut in artifact.cuts]
     if artifact.sizes:
         data["z"] = [[size.module, size.attribute, [*size.old], [*size.new]] for size in artifact.sizes]
+    if artifact.quantizers:
+        data["q"] = {path: _quantizer(path, value) for path, value in artifact.quantizers.items()}
     if artifact.facts:
         data["f"] = strict_json.plain(artifact.facts, "facts")
     if artifact.graph is not None and graph:
         data["g"] = artifact.graph.to_json()
     return deflate(strict_json.dump(data, "manifest"))
+
+
+def _quantizer(path: str, value: Quantized) -> list[Any]:
+    what = f"the quantizer of {path[:80]!a}"
+    if path:
+        layout.check_name(path)
+    try:
+        return [step_data(value.method), check_numbers(value.numbers, what)]
+    except LilliputError as error:
+        raise FileError(str(error)) from None
 
 
 def _tree(value: Packed | Tensor, rest: Iterator[Leaf], named: bool, depth: int = 0) -> Any:

@@ -115,6 +115,7 @@ def _artifact(opened: Opened, max_bytes: int) -> Artifact:
         sizes=entries.sizes(table.get("z", [])),
         aliases=aliases,
         facts=facts,
+        quantizers=entries.quantizers(table.get("q", {})),
     )
 
 

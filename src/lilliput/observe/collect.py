@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lilliput.core.checks import is_finite
 from lilliput.core.data import call, inputs_of, target_of
-from lilliput.core.errors import DataError
+from lilliput.core.errors import DataError, LilliputError
 from lilliput.core.layers import Weight, weights
 from lilliput.core.stats import Stats
 from lilliput.observe.call import Call, Layer, Observer
@@ -22,9 +22,13 @@ from lilliput.observe.follow import Follow
 from lilliput.observe.gradients import CurvatureOf, EvaluateOf, GradientsOf, HessianOf, ModelObserver
 from lilliput.observe.inputs import GramOf, MomentsOf
 from lilliput.observe.outputs import OutputsOf, PeaksOf, PooledOf, TaylorOf
+from lilliput.observe.ranges import HistogramOf, RangeOf
 
 OF_LAYERS: dict[str, Callable[[], Observer]] = {"inputs": MomentsOf, "gram": GramOf, "correlation": CorrelationOf}
 """Needs that a layer's inputs and outputs meet, and who collects them."""
+
+OF_INPUTS: dict[str, Callable[[], RangeOf | HistogramOf]] = {"range": RangeOf, "histogram": HistogramOf}
+"""Needs that what goes into a module meets, whatever the module does, and before a quantizer in front of it."""
 
 OF_ACTIVATIONS: dict[str, Callable[[], Observer]] = {
     "outputs": OutputsOf,
@@ -50,10 +54,12 @@ class _Watch:
     weight: Weight
     layers: dict[str, Observer] = field(default_factory=dict)
     activations: dict[str, Observer] = field(default_factory=dict)
+    inputs: dict[str, RangeOf | HistogramOf] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
 
     def stats(self, whole: Mapping[str, Any]) -> Stats:
-        values = {need: observer.result() for need, observer in {**self.layers, **self.activations}.items()}
+        values: dict[str, Any] = {need: observer.result() for need, observer in self.inputs.items()}
+        values |= {need: observer.result() for need, observer in {**self.layers, **self.activations}.items()}
         values.update(whole)
         unseen = {need: "no batch of the data reached this layer" for need, value in values.items() if value is None}
         if "hessian" in unseen:
@@ -73,8 +79,8 @@ def collect(
         model: any module.
         needs: what to collect, by the weight's name. Of linear and convolution layers `"inputs"`
             (`observe.inputs.Moments`), `"gram"` (`observe.inputs.Gram`), `"correlation"`, `"outputs"`, `"pooled"`,
-            `"peaks"`, `"taylor"` (`observe.outputs`); of any weight `"gradient"`, `"curvature"`, `"hessian"`,
-            `"evaluate"` (`observe.gradients`).
+            `"peaks"`, `"taylor"` (`observe.outputs`); of any layer `"range"`, `"histogram"` (`observe.ranges`); of any
+            weight `"gradient"`, `"curvature"`, `"hessian"`, `"evaluate"` (`observe.gradients`).
         data: any iterable of inputs, (inputs, targets) or dicts, or one tensor; gone through once.
         loss: `loss(output, target)`, the mean over the examples, for needs that ask for a cost; see `observe.cost`.
 
@@ -138,24 +144,29 @@ class _Pass:
         with ExitStack() as stack:
             stack.enter_context(_evaluating(self.model))
             for watch in self.watches.values():
-                watched = watch.layers or watch.activations
-                for path in dict.fromkeys(path for path, _ in watch.weight.owners) if watched else ():
+                for path in dict.fromkeys(path for path, _ in watch.weight.owners):
                     module = self.model.get_submodule(path)
-                    handle = module.register_forward_hook(self._hook(watch, path), with_kwargs=True)
-                    stack.callback(handle.remove)
+                    if watch.layers or watch.activations:
+                        handle = module.register_forward_hook(self._hook(watch, path), with_kwargs=True)
+                        stack.callback(handle.remove)
+                    if watch.inputs:
+                        # First of all hooks: it sees what a quantizer in front of the layer hasn't touched yet.
+                        before = self._before(watch, path)
+                        handle = module.register_forward_pre_hook(before, with_kwargs=True, prepend=True)
+                        stack.callback(handle.remove)
             yield self
 
     def batch(self, batch: Any) -> None:
         """Runs the model on one batch."""
         self.current = batch
         slopes = any("taylor" in watch.activations for watch in self.watches.values())
-        if any(watch.layers or watch.activations for watch in self.watches.values()):
+        if any(watch.layers or watch.activations or watch.inputs for watch in self.watches.values()):
             with torch.set_grad_enabled(slopes):
                 if any(watch.activations for watch in self.watches.values()):
                     with self.follow:
-                        output = call(self.model, inputs_of(batch))
+                        output = self._called(batch)
                 else:
-                    output = call(self.model, inputs_of(batch))
+                    output = self._called(batch)
                 found = self._slopes(output) if slopes else {}
             for key, (watch, seen) in self.calls.items():
                 final = Call(seen.module, seen.input, seen.output.detach(), seen.target, found.get(key))
@@ -164,6 +175,18 @@ class _Pass:
                         observer.see(final)
             self.calls.clear()
         self.number += 1
+
+    def _called(self, batch: Any) -> Any:
+        """Calls the model; what it can't take is an error of the data."""
+        inputs = inputs_of(batch)
+        try:
+            return call(self.model, inputs)
+        except LilliputError:
+            raise
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            shape = f" of shape {tuple(inputs.shape)}" if isinstance(inputs, Tensor) else ""
+            text = " ".join(str(error).split())[:200]
+            raise DataError(f"batch {self.number}{shape}: the model can't take it: {text}") from error
 
     def _slopes(self, output: Any) -> dict[int, Tensor]:
         value = (self.loss or cost)(output, target_of(self.current))
@@ -178,15 +201,26 @@ class _Pass:
         watch, seen = self.calls[key]
         self.calls[key] = watch, Call(seen.module, seen.input, value, seen.target)
 
+    def _before(self, watch: _Watch, path: str) -> Callable[..., None]:
+        def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            value = args[0] if args else next(iter(kwargs.values()), None)
+            if isinstance(value, Tensor) and value.dtype.is_floating_point:
+                self._check(value, path)
+                for observer in watch.inputs.values():
+                    observer.see(value.detach())
+
+        return hook
+
+    def _check(self, value: Tensor, path: str) -> None:
+        if not is_finite(value.detach()):
+            raise DataError(f"batch {self.number}: what goes into layer '{path}' is NaN or infinite; check the data")
+
     def _hook(self, watch: _Watch, path: str) -> Callable[..., None]:
         def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             value = args[0] if args else next(iter(kwargs.values()), None)
             if not isinstance(value, Tensor) or not isinstance(output, Tensor):
                 return
-            if not is_finite(value.detach()):
-                raise DataError(
-                    f"batch {self.number}: what goes into layer '{path}' is NaN or infinite; check the data"
-                )
+            self._check(value, path)
             target = target_of(self.current)
             with torch.no_grad():
                 for observer in watch.layers.values():
@@ -211,8 +245,11 @@ def _watches(model: nn.Module, needs: Mapping[str, frozenset[str]]) -> dict[str,
         for need in sorted(wanted):
             if need in OF_MODELS:
                 continue
+            if need in OF_INPUTS:
+                watch.inputs[need] = OF_INPUTS[need]()
+                continue
             if need not in OF_LAYERS and need not in OF_ACTIVATIONS:
-                known = ", ".join((*OF_LAYERS, *OF_ACTIVATIONS, *OF_MODELS))
+                known = ", ".join((*OF_LAYERS, *OF_ACTIVATIONS, *OF_INPUTS, *OF_MODELS))
                 raise DataError(f"nothing is known of a need '{need}'; there is {known}")
             if not layer:
                 watch.missing[need] = (

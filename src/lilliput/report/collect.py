@@ -17,9 +17,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from lilliput.core.errors import FileError
-from lilliput.core.layers import weights
+from lilliput.core.layers import ends_of, weights
 from lilliput.core.packed import Packed, unpack
-from lilliput.core.recipe import Recipe, Rule, step_data
+from lilliput.core.recipe import SKIPS, Recipe, Rule, step_data
 from lilliput.file.artifact import Artifact
 from lilliput.file.atomic import write_text
 from lilliput.file.layout import DTYPES
@@ -58,6 +58,7 @@ class Layer:
             trained with its recipe attached only the original, if it is at hand, can tell.
         trained: whether it was trained in its packed form, so that `error` is of packing and training together.
         why: the recipe's word on why, or why it was left as it was.
+        activations: how what goes into its layer is quantized, such as `uniform 8 bits affine, scale 0.02, zero 0`.
         before: how the original's values are spread, where the original is known.
         after: how they are spread now.
     """
@@ -78,6 +79,7 @@ class Layer:
     error: float | None
     trained: bool
     why: str
+    activations: str
     before: Distribution | None
     after: Distribution | None
 
@@ -234,11 +236,17 @@ class Report:
         fill(copy.deepcopy(self.original), self.artifact)  # refuses the file of another model
         return cut(self.artifact, folded(self.artifact, self.original, notes=self.notes))
 
+    def _ends(self, told: _Told) -> dict[str, frozenset[str]]:
+        shapes = {name: self._file["weights"][name]["shape"] for name in self.artifact.weights}
+        return ends_of({n: told.kinds.get(n) or ("vector" if len(s) < 2 else "matrix") for n, s in shapes.items()})
+
     def _layer(self, name: str, value: Packed | Tensor, told: _Told) -> Layer:
         entry, summary = self._file["weights"][name], self.summary
         tensor = unpack(value)
         kind = told.kinds.get(name) or ("vector" if tensor.ndim < 2 else "matrix")
-        rule = rule_of(self.artifact.recipe, name, kind)
+        rule = rule_of(self.artifact.recipe, name, kind, self._ends(told).get(name, frozenset()))
+        path = name.rpartition(".")[0]
+        quantized = self.artifact.quantizers.get(path) if tensor.ndim >= 2 else None
         before = told.references.get(name)
         fits = before is not None and before.shape == tensor.shape
         limit = reach(before) if before is not None and before.dtype.is_floating_point else None
@@ -261,6 +269,7 @@ class Report:
             error=told.errors.get(name, relative(tensor, before) if before is not None and packed and fits else None),
             trained=packed and self.artifact.facts.get("trained") is True,
             why=told.notes.get(name) or (rule.why if rule else ""),
+            activations=quantized.describe() if quantized else "",
             before=None if before is None else distribution(before, limit),
             after=distribution(tensor, limit),
         )
@@ -282,10 +291,17 @@ def relative(value: Tensor, original: Tensor) -> float:
     return float((value.double() - original.double()).norm()) / (size or 1.0)
 
 
-def rule_of(recipe: Recipe, name: str, kind: str) -> Rule | None:
-    """Returns the rule that a weight of this name and kind met, as far as the file tells."""
+def rule_of(recipe: Recipe, name: str, kind: str, ends: frozenset[str] = frozenset()) -> Rule | None:
+    """Returns the rule that a weight of this name and kind met, as far as the file tells.
+
+    Args:
+        recipe: what was done.
+        name: of the weight.
+        kind: of its layer.
+        ends: whether it is the model's first or last; see `core.layers.ends_of`.
+    """
     for rule in recipe.rules:
-        if kind in {"vector", "buffer"} and rule.layers == "*":
+        if (kind in {"vector", "buffer"} and rule.layers == "*") or not SKIPS[rule.skip].isdisjoint(ends):
             continue
         if fnmatch.fnmatchcase(name, rule.match) and fnmatch.fnmatchcase(kind, rule.layers):
             return rule

@@ -8,11 +8,13 @@ from os import PathLike
 import torch
 from torch import nn
 
-from lilliput.core.errors import ModelError
+from lilliput.core.errors import ModelError, NotInstalled
 from lilliput.core.method import find
+from lilliput.core.recipe import Absent
 from lilliput.file.artifact import Artifact
 from lilliput.file.read import read
 from lilliput.graph.cut import Cuts, apply_cuts
+from lilliput.train.quantizer import layer_at, place, remove
 
 
 def load(path: str | PathLike[str] | Artifact, *, into: nn.Module | None = None, engine: str = "dense") -> nn.Module:
@@ -44,6 +46,8 @@ def load(path: str | PathLike[str] | Artifact, *, into: nn.Module | None = None,
 def fill(model: nn.Module, artifact: Artifact) -> nn.Module:
     """Overwrites the parameters and buffers of a model of the user's class, all of them or none.
 
+    Where the file quantizes what goes into a layer, the layer gets a module `input_quantizer` that does so.
+
     Raises:
         ModelError: names what is missing, unexpected or of another shape.
     """
@@ -66,12 +70,18 @@ def fill(model: nn.Module, artifact: Artifact) -> nn.Module:
                 f"{name} has shape {tuple(tensor.shape)} in the file and {tuple(own[name].shape)} in "
                 f"{type(model).__name__}: build the model with the settings that it was trained with"
             )
+    for path, quantized in artifact.quantizers.items():
+        layer_at(model, path)
+        if isinstance(quantized.method, Absent):
+            raise NotInstalled(f"{path}: {quantized.method.method} can't be carried out: {quantized.method.missing}")
     if artifact.cuts:
         apply_cuts(model, Cuts(artifact.cuts, sizes=artifact.sizes))
         own = model.state_dict(keep_vars=True)
     with torch.no_grad():
         for name, tensor in state.items():
             own[name].copy_(tensor)
+    remove(model)
+    place(model, artifact.quantizers)
     return model.eval()
 
 

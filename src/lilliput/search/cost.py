@@ -70,7 +70,7 @@ class Frame:
         facts = {key: value for key, value in artifact.facts.items() if key not in {"error", "notes"}}
         notes = {key: text for key, text in artifact.facts.get("notes", {}).items() if key != "graph"}
         work = plain_copy(self.model)
-        making = Making(work, artifact.recipe, dict(artifact.weights), facts, notes)
+        making = Making(work, artifact.recipe, dict(artifact.weights), facts, notes, artifact.quantizers)
         return making.finished(self.example, remove_dead=True)
 
     def compressed(self, artifact: Artifact) -> nn.Module:

@@ -19,6 +19,7 @@ from lilliput.core.packed import Packed
 from lilliput.core.recipe import Recipe
 from lilliput.train.calibrate import calibrated
 from lilliput.train.node import Node
+from lilliput.train.quantizer import before_layers, planned, put, quantizers, remove
 
 # Where an attached model keeps its recipe: a plain attribute, so that deepcopy carries it and state_dict doesn't.
 ATTRIBUTE = "_lilliput"
@@ -49,12 +50,13 @@ def attach(model: nn.Module, recipe: Recipe, data: Any = None, *, example: Any =
     The model keeps its class and its parameters; train it in your own loop, then call `pack`. Weights that are
     trained through parts in their place (a codebook, low-rank factors) get new parameters: make the optimizer after
     `attach`, or add `new_parameters(model)` to it. Attaching again goes on from the state that is there: a mask stays,
-    so that pruning, then pruning and sharing, is two calls.
+    so that pruning, then pruning and sharing, is two calls; so do the ranges of a quantizer that is the same again.
 
     `state_dict` keys are those of `torch.nn.utils.parametrize`: `<module>.parametrizations.<name>.original` is the
     latent weight and `<module>.parametrizations.<name>.0.*` the state of its steps: `part_<part>` (such as
     `part_mask`), `next_<part>.*` for the steps that pack a part again, and as `_extra_state` a tensor of bytes with
-    the JSON of their settings.
+    the JSON of their settings. A layer whose input is quantized holds a module `input_quantizer`, whose numbers are
+    `<module>.input_quantizer.number_<name>`.
 
     Args:
         model: the user's model; changed in place, or not at all if this raises.
@@ -86,19 +88,23 @@ def attach(model: nn.Module, recipe: Recipe, data: Any = None, *, example: Any =
     notes: dict[str, str] = {}
     steps = allotted(recipe, found, lambda weight: _value(model, weight), stats)
     nodes = [_node_for(model, w, (recipe, steps.get(w.name, ())), stats.get(w.name), notes) for w in found]
-    planned = [(weight, node) for weight, node in zip(found, nodes) if node is not None]
+    made = [(weight, node) for weight, node in zip(found, nodes) if node is not None]
+    inputs = before_layers(model, planned(model, recipe, found, stats, notes))
     previous = attachment(model)
     fixed = {weight.name for weight in found if not weight.parameter.requires_grad}
     if previous is not None:
         example = previous.example if example is None else example
-        fixed = _detach_but_latent(model, previous, {weight.name for weight, _ in planned})
-    paths = dict.fromkeys(path for weight, _ in planned for path, _ in weight.owners)
+        fixed = _detach_but_latent(model, previous, {weight.name for weight, _ in made})
+    remove(model)
+    for layer, quantizer in inputs:
+        put(layer, quantizer)
+    paths = dict.fromkeys(path for weight, _ in made for path, _ in weight.owners)
     order = {path: tuple(model.get_submodule(path)._parameters) for path in paths}
-    for weight, node in planned:
+    for weight, node in made:
         if weight.name in fixed:
             node.requires_grad_(False)
         _register(model, weight, node)
-    for module in _recurrent(model, [weight for weight, _ in planned]):
+    for module in _recurrent(model, [weight for weight, _ in made]):
         module.register_forward_hook(_drop_graph)
     object.__setattr__(model, ATTRIBUTE, Attachment(recipe, example, notes, order, frozenset(fixed)))
     return model
@@ -197,6 +203,7 @@ def detach(model: nn.Module) -> nn.Module:
     state = attachment(model)
     if state is None:
         return model
+    remove(model)
     found = list(attached(model))
     recurrent = _recurrent(model, [weight for weight, _ in found])
     for weight, node in found:
@@ -270,12 +277,13 @@ def attached(model: nn.Module) -> Iterator[tuple[Weight, Node]]:
 
 
 def new_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """Returns the parameters that `attach` added: codebooks and factors, for an optimizer that existed before.
+    """Returns the parameters that `attach` added, for an optimizer that existed before: codebooks, factors, scales.
 
     >>> new_parameters(nn.Linear(2, 2))
     []
     """
-    return [parameter for _, node in attached(model) for parameter in node.parameters() if parameter.requires_grad]
+    added = [*(node for _, node in attached(model)), *(own for _, _, own in quantizers(model))]
+    return [parameter for module in added for parameter in module.parameters() if parameter.requires_grad]
 
 
 def advance(model: nn.Module, progress: float) -> bool:
@@ -292,6 +300,10 @@ def advance(model: nn.Module, progress: float) -> bool:
         raise RecipeError(f"progress = {progress} must lie between 0 and 1")
     with torch.no_grad():
         changed = [node.advance(weight.parameter, progress) for weight, node in attached(model)]
+    for _, _, own in quantizers(model):
+        now = own.target.at(progress)
+        changed.append(now != own.method)
+        own.method = now
     return any(changed)
 
 
@@ -314,6 +326,7 @@ def plain_buffers(model: nn.Module) -> dict[str, Tensor]:
     """
     _check_own(model)
     inside = {id(buffer) for _, node in attached(model) for buffer in node.buffers()}
+    inside |= {id(buffer) for _, _, own in quantizers(model) for buffer in own.buffers()}
     persistent = model.state_dict(keep_vars=True)
     return {
         name: buffer.detach().clone()

@@ -10,6 +10,7 @@ from torch import nn
 from lilliput.core.layers import weights
 from lilliput.core.recipe import Recipe
 from lilliput.observe.collect import collect
+from lilliput.train.quantizer import unsuited
 
 
 def calibrated(model: nn.Module, recipe: Recipe, data: Any, stats: Mapping[str, Any] | None) -> Mapping[str, Any]:
@@ -30,6 +31,9 @@ def calibrated(model: nn.Module, recipe: Recipe, data: Any, stats: Mapping[str, 
     for weight in weights(model):
         rule = recipe.rule_for(weight)
         needs = frozenset[str]().union(*(step.needs for step in rule.steps)) if rule is not None else frozenset()
+        quantizer = rule.activations if rule is not None and weight.kind != "vector" else None
+        if quantizer is not None and all(unsuited(model, path) is None for path, _ in weight.owners):
+            needs |= quantizer.needs
         if needs and weight.name not in given:
             wanted[weight.name] = needs
     if not wanted or data is None:

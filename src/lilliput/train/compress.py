@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lilliput.core.activations import Quantized
 from lilliput.core.allot import Steps, allotted
 from lilliput.core.checks import is_finite
 from lilliput.core.data import inputs_of, peeked
@@ -26,6 +27,7 @@ from lilliput.graph.ir import Graph
 from lilliput.graph.trace import trace
 from lilliput.train.attach import attachment, packed_weights, plain_buffers, plain_copy
 from lilliput.train.calibrate import calibrated
+from lilliput.train.quantizer import place, planned, quantized, remove
 from lilliput.train.shrink import shrink
 
 PIECE = 1 << 16
@@ -73,6 +75,8 @@ def compress(
         example = inputs_of(batch)
     work = (plain_copy(model) if example is not None or attachment(model) else _sharing_copy(model)).eval()
     check_finite(work)
+    before = quantized(model)  # what training, or a file, put there stays unless the recipe says otherwise
+    remove(work)
     facts: dict[str, Any] = {"original": tensor_bytes(model)}
     notes: dict[str, str] = {}
     if fold and example is not None:
@@ -89,7 +93,8 @@ def compress(
         errors |= relative_errors([weight], packed)
     packed = {**{weight.name: packed[weight.name] for weight in found}, **buffers}
     facts["error"] = {weight.name: errors[weight.name] for weight in found if weight.name in errors}
-    return Draft(work, recipe, packed, facts, notes).finished(example, remove_dead)
+    inputs = before | planned(work, recipe, found, stats, notes)
+    return Draft(work, recipe, packed, facts, notes, inputs).finished(example, remove_dead)
 
 
 def pack(model: nn.Module, *, example: Any = None, remove_dead: bool = True) -> Artifact:
@@ -115,7 +120,7 @@ def pack(model: nn.Module, *, example: Any = None, remove_dead: bool = True) -> 
     work = plain_copy(model).eval()
     check_finite(work)
     facts = {"original": tensor_bytes(work), "trained": True}
-    draft = Draft(work, state.recipe, packed_weights(model), facts, dict(state.notes))
+    draft = Draft(work, state.recipe, packed_weights(model), facts, dict(state.notes), quantized(model))
     return draft.finished(state.example if example is None else example, remove_dead)
 
 
@@ -161,6 +166,7 @@ class Draft:
         packed: parameters and buffers by name.
         facts: measurements.
         notes: what was left as it is, and why.
+        inputs: how what goes into layers is quantized, by the layer's path.
     """
 
     work: nn.Module
@@ -168,10 +174,12 @@ class Draft:
     packed: dict[str, Packed | Tensor]
     facts: dict[str, Any]
     notes: dict[str, str]
+    inputs: Mapping[str, Quantized]
 
     def finished(self, example: Any, remove_dead: bool) -> Artifact:
         """Adds cuts, graph, aliases and facts."""
         found = weights(self.work)
+        place(self.work, self.inputs)
         if not self.facts.get("trained") and "error" not in self.facts:
             self.facts["error"] = relative_errors(found, self.packed)
         made = noted_cuts(self.work)
@@ -187,7 +195,8 @@ class Draft:
         aliases = {alias: weight.name for weight in found for alias in weight.aliases}
         if self.notes:
             self.facts["notes"] = self.notes
-        return Artifact(self.packed, self.recipe, graph, constants, made.cuts, made.sizes, aliases, self.facts)
+        rest = (made.cuts, made.sizes, aliases, self.facts, self.inputs)
+        return Artifact(self.packed, self.recipe, graph, constants, *rest)
 
     def _traced(self, example: Any) -> tuple[Graph | None, dict[str, Tensor]]:
         if example is None:

@@ -1,0 +1,1 @@
+"""Quantizers of what goes into a layer, one a file."""
