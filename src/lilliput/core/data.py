@@ -43,6 +43,18 @@ def peeked(data: Any) -> tuple[Any, Any]:
     return element, data
 
 
+def with_example(data: Any, example: Any) -> tuple[Any, Any]:
+    """Returns the data and an example: the one that is given, or else the inputs of the first batch, or None.
+
+    Raises:
+        DataError: as `first` does.
+    """
+    if example is not None or data is None:
+        return data, example
+    batch, data = peeked(data)
+    return data, inputs_of(batch)
+
+
 def inputs_of(batch: Any) -> Any:
     """Returns the inputs of a batch: of a pair (inputs, targets) the first, of a dict all but `labels`.
 

@@ -79,9 +79,9 @@ class Layer:
     error: float | None
     trained: bool
     why: str
-    activations: str
     before: Distribution | None
     after: Distribution | None
+    activations: str = ""
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lilliput.core.allot import Steps, allotted
-from lilliput.core.data import inputs_of, peeked
+from lilliput.core.data import with_example
 from lilliput.core.errors import LilliputError, ModelError, NotWorthwhile, RecipeError
 from lilliput.core.layers import Weight, weights
 from lilliput.core.packed import Packed
 from lilliput.core.recipe import Recipe
 from lilliput.train.calibrate import calibrated
 from lilliput.train.node import Node
-from lilliput.train.quantizer import before_layers, planned, put, quantizers, remove
+from lilliput.train.quantizer import before_layers, planned, quantizers, remove, replace_all
 
 # Where an attached model keeps its recipe: a plain attribute, so that deepcopy carries it and state_dict doesn't.
 ATTRIBUTE = "_lilliput"
@@ -81,9 +81,7 @@ def attach(model: nn.Module, recipe: Recipe, data: Any = None, *, example: Any =
     """
     found = weights(model)
     recipe.check(found)
-    if example is None and data is not None:
-        batch, data = peeked(data)
-        example = inputs_of(batch)
+    data, example = with_example(data, example)
     stats = calibrated(model, recipe, data, stats)
     notes: dict[str, str] = {}
     steps = allotted(recipe, found, lambda weight: _value(model, weight), stats)
@@ -95,9 +93,7 @@ def attach(model: nn.Module, recipe: Recipe, data: Any = None, *, example: Any =
     if previous is not None:
         example = previous.example if example is None else example
         fixed = _detach_but_latent(model, previous, {weight.name for weight, _ in made})
-    remove(model)
-    for layer, quantizer in inputs:
-        put(layer, quantizer)
+    replace_all(model, inputs)
     paths = dict.fromkeys(path for weight, _ in made for path, _ in weight.owners)
     order = {path: tuple(model.get_submodule(path)._parameters) for path in paths}
     for weight, node in made:

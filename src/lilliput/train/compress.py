@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lilliput.core.activations import Quantized
 from lilliput.core.allot import Steps, allotted
 from lilliput.core.checks import is_finite
-from lilliput.core.data import inputs_of, peeked
+from lilliput.core.data import with_example
 from lilliput.core.errors import LilliputError, ModelError, NotWorthwhile
 from lilliput.core.layers import Weight, weights
 from lilliput.core.packed import Packed, map_leaves, pack_steps, unpack
@@ -70,9 +70,7 @@ def compress(
     'quantize/uniform'
     """
     recipe.check(weights(model))
-    if example is None and data is not None:
-        batch, data = peeked(data)
-        example = inputs_of(batch)
+    data, example = with_example(data, example)
     work = (plain_copy(model) if example is not None or attachment(model) else _sharing_copy(model)).eval()
     check_finite(work)
     before = quantized(model)  # what training, or a file, put there stays unless the recipe says otherwise

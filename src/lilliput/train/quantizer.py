@@ -234,6 +234,13 @@ def remove(model: nn.Module) -> None:
         take_away(layer)
 
 
+def replace_all(model: nn.Module, found: list[tuple[nn.Module, Quantizer]]) -> None:
+    """Puts quantizers in front of layers, and takes away all others of the model."""
+    remove(model)
+    for layer, quantizer in found:
+        put(layer, quantizer)
+
+
 def quantizers(model: nn.Module) -> list[tuple[str, nn.Module, Quantizer]]:
     """Returns (path, layer, quantizer) for every layer that has one."""
     return [
