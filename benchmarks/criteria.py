@@ -28,7 +28,6 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
@@ -38,6 +37,7 @@ import lilliput
 from lilliput import Recipe, Rule
 from lilliput.core.errors import MethodError
 from lilliput.core.method import find_path
+from lilliput.nets.resnet import ResNet
 from lilliput.train.fit import FitOptions
 from real_data import cache_directory
 
@@ -86,34 +86,9 @@ class Case:
     seed: int
 
 
-class Block(nn.Module):
-    """Two convolutions and a shortcut without parameters: every second pixel, and zeros for the new channels."""
-
-    def __init__(self, inputs: int, inner: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, inner, 3, stride, 1, bias=False)
-        self.norm1 = nn.BatchNorm2d(inner)
-        self.conv2 = nn.Conv2d(inner, outputs, 3, 1, 1, bias=False)
-        self.norm2 = nn.BatchNorm2d(outputs)
-        self.stride, self.new = stride, outputs - inputs
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Returns relu(shortcut(x) + residual(x))."""
-        residual = self.norm2(self.conv2(functional.relu(self.norm1(self.conv1(x)))))
-        shortcut = functional.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.new))
-        return functional.relu(shortcut + residual)
-
-
 def resnet20(part: float = 1.0) -> nn.Module:
-    """Builds He et al.'s ResNet-20 for one input channel, 16, 32 and 64 channels, times `part` within the blocks."""
-    layers: list[nn.Module] = [nn.Conv2d(1, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
-    inputs = 16
-    for stage, outputs in enumerate((16, 32, 64)):
-        for block in range(3):
-            inner = max(round(part * outputs), 1)
-            layers.append(Block(inputs, inner, outputs, 2 if stage and not block else 1))
-            inputs = outputs
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
+    """Builds He et al.'s ResNet-20 for one input channel, with that part of the channels within the blocks."""
+    return ResNet(20, "cifar", inner=part, num_classes=10, channels=1, size=28).build()
 
 
 def smaller_cnn(part: float) -> nn.Module:

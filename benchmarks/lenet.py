@@ -11,7 +11,6 @@ compression too.
 import os
 import sys
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,58 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lilliput.nets.lenet import LeNet
 from real_data import MissingError, cache_directory, mnist
-
-
-def lenet_300_100(dropout: float = 0.0) -> nn.Module:
-    """Builds LeNet-300-100 (LeCun et al. 1998): 784-300-100-10, ReLU between, 266,610 parameters.
-
-    Args:
-        dropout: Share of the hidden values dropped in training; adds modules, but no parameters or names.
-
-    Returns:
-        A module from N x 1 x 28 x 28 to N x 10, with layers fc1, fc2 and fc3.
-    """
-    return stack(
-        flatten=nn.Flatten(),
-        fc1=nn.Linear(784, 300),
-        relu1=nn.ReLU(),
-        drop1=nn.Dropout(dropout),
-        fc2=nn.Linear(300, 100),
-        relu2=nn.ReLU(),
-        drop2=nn.Dropout(dropout),
-        fc3=nn.Linear(100, 10),
-    )
-
-
-def lenet_5(dropout: float = 0.0) -> nn.Module:
-    """Builds Caffe's LeNet-5: two 5 x 5 convolutions with pooling, no ReLU after them; 431,080 parameters.
-
-    Args:
-        dropout: Share of the values dropped in front of either fully connected layer in training; adds modules, but
-            no parameters or names.
-
-    Returns:
-        A module from N x 1 x 28 x 28 to N x 10, with layers conv1, conv2, fc1 and fc2.
-    """
-    return stack(
-        conv1=nn.Conv2d(1, 20, kernel_size=5),
-        pool1=nn.MaxPool2d(2),
-        conv2=nn.Conv2d(20, 50, kernel_size=5),
-        pool2=nn.MaxPool2d(2),
-        flatten=nn.Flatten(),
-        drop1=nn.Dropout(dropout),
-        fc1=nn.Linear(800, 500),
-        relu1=nn.ReLU(),
-        drop2=nn.Dropout(dropout),
-        fc2=nn.Linear(500, 10),
-    )
-
-
-def stack(**layers: nn.Module) -> nn.Module:
-    """Runs named layers one after another, without dropout that drops nothing."""
-    kept = {name: layer for name, layer in layers.items() if not isinstance(layer, nn.Dropout) or layer.p > 0}
-    return nn.Sequential(OrderedDict(kept))
 
 
 @dataclass(frozen=True)
@@ -95,8 +44,10 @@ class Training:
 
 
 RECIPES = {
-    "lenet-300-100": Training(lenet_300_100, epochs=30, rate=0.1, decay=1e-4, dropout=0.3),
-    "lenet-5": Training(lenet_5, epochs=15, rate=0.05, decay=5e-4, dropout=0.3),
+    "lenet-300-100": Training(
+        lambda dropout: LeNet("300-100", dropout).build(), epochs=30, rate=0.1, decay=1e-4, dropout=0.3
+    ),
+    "lenet-5": Training(lambda dropout: LeNet("5", dropout).build(), epochs=15, rate=0.05, decay=5e-4, dropout=0.3),
 }
 
 
@@ -107,7 +58,7 @@ def build(name: str) -> nn.Module:
         name: "lenet-300-100" or "lenet-5".
 
     Returns:
-        The module of `lenet_300_100` or `lenet_5`.
+        The module of `nets/lenet`.
 
     Raises:
         ValueError: No such network.

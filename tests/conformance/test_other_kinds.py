@@ -3,7 +3,7 @@
 import pytest
 
 from lilliput.core.method import find_path, methods
-from lilliput.testing import activation_quantizer, criterion, loss, pattern, penalty, schedule
+from lilliput.testing import activation_quantizer, criterion, loss, network, pattern, penalty, schedule
 
 SUITES = {
     "criterion": criterion,
@@ -12,6 +12,7 @@ SUITES = {
     "schedule": schedule,
     "loss": loss,
     "activation quantizer": activation_quantizer,
+    "network": network,
 }
 CASES = [
     pytest.param(m.path, law, id=f"{m.path}-{law.__name__}")

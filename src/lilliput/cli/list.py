@@ -32,14 +32,18 @@ def list(  # the verb's name
     if family and family not in FAMILIES and family != "presets":
         raise terminal.UsageError(f"no family '{family}'; there are {', '.join(FAMILIES)}, and presets")
     found = [] if family == "presets" else [dataclasses.asdict(listing) for listing in methods(family)]
+    if family == "nets":
+        found = [entry | _counted(find_path(entry["path"])()) for entry in found]
     recipes = _presets() if family in {"", "presets"} else []
     if json:
         terminal.show_json({"methods": found, "presets": recipes})
         return
     if found:
-        table = terminal.new_table("method", "kind", "~")
+        counted = ["parameters", "MACs"] if family == "nets" else []
+        table = terminal.new_table("method", "kind", *counted, "~")
         for entry in found:
-            terminal.add_row(table, [entry["path"], entry["kind"], entry["summary"]])
+            numbers = [f"{entry[name.lower()]:,}" for name in counted]
+            terminal.add_row(table, [entry["path"], entry["kind"], *numbers, entry["summary"]])
         terminal.show_table(table)
     if recipes:
         table = terminal.new_table("preset", "~")
@@ -48,6 +52,23 @@ def list(  # the verb's name
         terminal.show_table(table)
     if not found and not recipes:
         terminal.say(f"{family}: no method yet")
+
+
+def _counted(net: Any) -> dict[str, int]:
+    """Counts of a network at some setting, for one picture."""
+    from lilliput.observe.count import counts_of
+
+    return dataclasses.asdict(counts_of(net))
+
+
+def _variants(method: Any) -> Any:
+    """The settings of a network that its paper has, each with what differs from the defaults, and its counts."""
+    found = []
+    for net in method.choices():
+        own = {f.name: getattr(net, f.name) for f in dataclasses.fields(net)}
+        other = {name: value for name, value in own.items() if value != getattr(method(), name)}
+        found.append({"settings": other} | _counted(net))
+    return found
 
 
 def _presets() -> Any:
@@ -74,13 +95,21 @@ def _one(path: str, method: Any, json: bool) -> None:
     for field in dataclasses.fields(method) if dataclasses.is_dataclass(method) else ():
         default = None if field.default is dataclasses.MISSING else field.default
         settings.append({"name": field.name, "type": str(field.type), "default": default})
+    variants = _variants(method) if kind_of(method) == "network" else []
     if json:
-        terminal.show_json({"path": path, "kind": kind_of(method), "settings": settings, "about": about})
+        told = {"path": path, "kind": kind_of(method), "settings": settings, "about": about}
+        terminal.show_json(told | ({"variants": variants} if variants else {}))
         return
     terminal.say(f"{path} ({kind_of(method)})")
     for line in about.splitlines():
         terminal.say(line)
-    if settings:
+    if variants:
+        table = terminal.new_table("~", "parameters", "MACs")
+        for entry in variants:
+            changed = ", ".join(f"{key} = {_toml(value)}" for key, value in entry["settings"].items()) or "the defaults"
+            terminal.add_row(table, [changed, f"{entry['parameters']:,}", f"{entry['macs']:,}"])
+        terminal.show_table(table)
+    elif settings:
         terminal.say()
         terminal.say("In a recipe, with the defaults:")
         words = [f'method = "{path}"', *(f"{s['name']} = {_toml(s['default'])}" for s in settings)]

@@ -44,6 +44,7 @@ NAME = re.compile("[a-z][a-z0-9_]{0,63}")
 KINDS: dict[str, tuple[str, ...]] = {
     "criterion": ("score", "pack", "unpack"),
     "weight method": ("pack", "unpack"),
+    "constant": ("make", "unpack"),
     "pattern": ("select",),
     "schedule": ("advance",),
     "penalty": ("penalty",),
@@ -330,6 +331,34 @@ class Loss(Protocol):
 
     def loss(self, student: Tensor, teacher: Tensor, target: Tensor | None) -> Tensor:
         """Returns a scalar to be minimised."""
+        ...
+
+
+class Network(Protocol):
+    """A network: a file in `nets/` with a frozen dataclass of its settings, the defaults those of the paper.
+
+    Attributes:
+        num_classes: outputs.
+        channels: of the pictures.
+        size: height and width of the pictures, in pixels.
+    """
+
+    num_classes: int
+    channels: int
+    size: int
+
+    def build(self) -> nn.Module:
+        """Returns the module, not trained; its first weights come from torch's global generator."""
+        ...
+
+    @classmethod
+    def choices(cls) -> tuple[Network, ...]:
+        """The settings of the paper, which `lilliput list` counts."""
+        return ()
+
+    @classmethod
+    def tiny(cls) -> Network:
+        """A setting small enough for tests: ten classes of 28 x 28 pictures with one channel."""
         ...
 
 

@@ -98,9 +98,9 @@ def unpack(packed: Packed | Tensor) -> Tensor:
 
 
 def weight_method(path: str) -> type[WeightMethod]:
-    """Returns the weight method of this path; MethodError if there is none, or it is of another kind."""
+    """Returns the weight method, or constant, of this path; MethodError if there is none, or it is of another kind."""
     method: type[WeightMethod] = find_path(path)
-    if not (hasattr(method, "pack") and hasattr(method, "unpack")):
+    if not hasattr(method, "unpack"):
         raise MethodError(f"'{path}' is not a weight method: nothing can be unpacked with it")
     return method
 

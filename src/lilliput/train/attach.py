@@ -14,8 +14,8 @@ from torch.nn.utils import parametrize
 from lilliput.core.allot import Steps, allotted
 from lilliput.core.data import with_example
 from lilliput.core.errors import LilliputError, ModelError, NotWorthwhile, RecipeError
-from lilliput.core.layers import Weight, weights
-from lilliput.core.packed import Packed
+from lilliput.core.layers import Weight, join, weights
+from lilliput.core.packed import Packed, unpack
 from lilliput.core.recipe import Recipe
 from lilliput.train.calibrate import calibrated
 from lilliput.train.node import Node
@@ -305,7 +305,7 @@ def advance(model: nn.Module, progress: float) -> bool:
 
 def packed_weights(model: nn.Module) -> dict[str, Packed | Tensor]:
     """Returns every parameter and buffer of a model by its plain name, attached weights packed."""
-    buffers = plain_buffers(model)
+    buffers = packed_buffers(model)
     result: dict[str, Packed | Tensor] = {}
     nodes = {weight.name: (weight, node) for weight, node in attached(model)}
     for weight in weights(model):
@@ -329,6 +329,23 @@ def plain_buffers(model: nn.Module) -> dict[str, Tensor]:
         for name, buffer in model.named_buffers()
         if id(buffer) not in inside and name in persistent
     }
+
+
+def packed_buffers(model: nn.Module) -> dict[str, Packed | Tensor]:
+    """Returns a model's buffers as `plain_buffers` does, but packed where their module can make them again.
+
+    A module says so by `packed_buffers()`, which returns the `Packed` by the buffer's name. It counts only as long as
+    it gives the very buffer that is there: one that was cut or replaced is kept as it is.
+    """
+    result: dict[str, Packed | Tensor] = dict(plain_buffers(model))
+    for path, module in model.named_modules():
+        made = getattr(module, "packed_buffers", None)
+        for attribute, packed in made().items() if callable(made) else ():
+            name = join(path, attribute)
+            own = result.get(name)
+            if isinstance(own, Tensor) and tuple(own.shape) == packed.shape and torch.equal(own.cpu(), unpack(packed)):
+                result[name] = packed
+    return result
 
 
 def plain_copy(model: nn.Module) -> nn.Module:

@@ -25,7 +25,7 @@ from lilliput.graph.fold import absorb
 from lilliput.graph.fold import fold as fold_batch_norms
 from lilliput.graph.ir import Graph
 from lilliput.graph.trace import trace
-from lilliput.train.attach import attachment, packed_weights, plain_buffers, plain_copy
+from lilliput.train.attach import attachment, packed_buffers, packed_weights, plain_copy
 from lilliput.train.calibrate import calibrated
 from lilliput.train.quantizer import place, planned, quantized, remove
 from lilliput.train.shrink import shrink
@@ -80,7 +80,7 @@ def compress(
     if fold and example is not None:
         facts["folded"] = _folded(work, example, notes)
     stats = calibrated(work, recipe, data, stats)
-    buffers = plain_buffers(work)
+    buffers = packed_buffers(work)
     packed: dict[str, Packed | Tensor] = {}
     found = weights(work)
     steps = allotted(recipe, found, lambda weight: weight.parameter, stats)
