@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lilliput.core.budget import Budget
+    from lilliput.core.cut import CutRule
     from lilliput.core.errors import LilliputError, LilliputWarning
     from lilliput.core.method import find, methods
     from lilliput.core.packed import Packed, unpack
@@ -27,6 +28,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Artifact",
     "Budget",
+    "CutRule",
     "LilliputError",
     "LilliputWarning",
     "Packed",
@@ -56,6 +58,7 @@ __all__ = [
 _HOMES = {
     "Artifact": "file.artifact",
     "Budget": "core.budget",
+    "CutRule": "core.cut",
     "LilliputError": "core.errors",
     "LilliputWarning": "core.errors",
     "Packed": "core.packed",

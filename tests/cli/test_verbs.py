@@ -226,3 +226,37 @@ def test_sensitivity_tells_each_layer(call, net):
     assert "90.0 %" in ran.out
     assert call(*words).code == 2
     assert call(*words, "--input", "1x1x8x8", "--method", "quantize/float16").code == 1
+
+
+def test_cut_writes_a_smaller_network_and_says_what_went(call, net, folder):
+    ran = call("cut", net("build"), "--share", "0.5", "--input", "1x1x8x8", "-o", "net.safetensors")
+    assert (ran.code, ran.error) == (0, "")
+    assert "0.weight: removed 4 of 8 channels" in ran.out
+    assert lilliput.load(folder / "net.safetensors").get_parameter("4.weight").shape == (10, 4 * 36)
+    words = (
+        "--criterion",
+        "prune/apoz",
+        "--data",
+        net("batches"),
+        "--multiple",
+        "4",
+        "--json",
+        "-o",
+        "net.safetensors",
+    )
+    ran = call("cut", net("build"), "--share", "0.3", *words)
+    assert ran.code == 0, ran.error
+    assert "0.weight: removed 0" not in ran.out
+    assert {cut["kept"] for cut in ran.json["cuts"]} == set()
+
+
+def test_what_cut_refuses(call, net):
+    ran = call("cut", net("build"), "--share", "0.5", "-o", "net.safetensors")
+    assert (ran.code, ran.error.count("\n")) == (2, 1)
+    ran = call("cut", net("build"), "--share", "1", "--input", "1x1x8x8", "-o", "net.safetensors")
+    assert ran.code == 1
+    assert "a layer needs a channel" in ran.error
+    words = ("--criterion", "prune/taylor", "--input", "1x1x8x8", "-o", "net.safetensors")
+    ran = call("cut", net("build"), "--share", "0.5", *words)
+    assert ran.code == 1
+    assert "needs data" in ran.error

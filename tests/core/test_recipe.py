@@ -5,10 +5,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from lilliput.core.cut import CutRule
 from lilliput.core.errors import RecipeError
 from lilliput.core.layers import weights
 from lilliput.core.recipe import Recipe, Rule, from_data, presets, to_data
 from lilliput.factorize.svd import Svd
+from lilliput.prune.filter_norm import FilterNorm
 from lilliput.prune.iterative import Iterative
 from lilliput.prune.magnitude import Magnitude
 from lilliput.quantize.float16 import Float16
@@ -26,6 +28,16 @@ STEPS = st.one_of(
     st.builds(Float16, form=st.sampled_from(["float16", "bfloat16"])),
 )
 TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
+CUTS = st.builds(
+    CutRule,
+    match=TEXT,
+    share=st.floats(0, 0.999),
+    pattern=st.sampled_from(["channel", "filter", "neuron", "head"]),
+    criterion=st.none() | st.builds(Magnitude) | st.builds(FilterNorm, norm=st.sampled_from([1, 2])),
+    multiple=st.integers(1, 64),
+    absorb=st.booleans(),
+    why=TEXT,
+)
 RULES = st.builds(
     Rule,
     match=TEXT,
@@ -37,7 +49,11 @@ RULES = st.builds(
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.builds(Recipe, rules=st.lists(RULES, max_size=4).map(tuple), name=TEXT))
+@given(
+    st.builds(
+        Recipe, rules=st.lists(RULES, max_size=4).map(tuple), name=TEXT, cuts=st.lists(CUTS, max_size=3).map(tuple)
+    )
+)
 def test_round_trip_through_toml(recipe):
     assert Recipe.loads(recipe.dumps()) == recipe
     assert from_data(to_data(recipe)) == recipe
@@ -85,6 +101,16 @@ def step(text):
         (step('method = "prune/magnitude", pattern = "no"'), "no method 'prune/no'"),
         (step('method = "prune/unstructured"'), "prune/unstructured is a pattern, which can't stand here"),
         (step('method = "distill/logits"'), "is a loss, which can't stand here"),
+        ("cut = 3", r"cut: write each cut under its own \[\[cut\]\]"),
+        ("[[cut]]\nshare = 1.0", r"cut\[0\]: cut: share = 1.0 must be at least 0 and below 1"),
+        ("[[cut]]\nshare = nan", r"cut\[0\]: cut: share = nan must be"),
+        ("[[cut]]\nshare = -0.5", r"cut\[0\]: cut: share = -0.5 must be"),
+        ("[[cut]]\nmultiple = 0", r"cut\[0\]: cut: multiple = 0 must be at least 1"),
+        ("[[cut]]\nsahre = 0.5", r"cut\[0\]\.sahre: unknown; there is share"),
+        ('[[cut]]\npattern = "fliter"', r"cut\[0\]: Invalid enum value 'fliter'"),
+        ("[[cut]]\nmatch = 3", r"cut\[0\]: Expected `str`, got `int`"),
+        ('[[cut]]\ncriterion = "quantize/uniform"', r"cut\[0\]\.criterion: quantize/uniform is a weight method"),
+        ('[[cut]]\ncriterion = "prune/tailor"', r"cut\[0\]\.criterion: no method 'prune/tailor'; there is"),
         ('[[rule]]\nschedule = "quantize/uniform"', "is a weight method, which can't stand here"),
     ],
 )

@@ -35,16 +35,11 @@ def compress(
     example = inputs.inputs_of(given.input)
     with terminal.working("loading the model"):
         network, batches, metric = sources.loaded(model, given, example)
-    _compress(network, wanted, output, example=example, batches=batches, metric=metric, fold=not no_fold)
-    with terminal.working("writing the report"):
-        told = _told(output, network, report)
-    if json:
-        terminal.show_json({"output": str(output), **told.to_dict()})
-    else:
-        _show(told, report)
+    write(network, wanted, output, example=example, batches=batches, metric=metric, fold=not no_fold)
+    tell(output, network, report, json)
 
 
-def _compress(network: Any, recipe: Any, output: Path, *, example: Any, batches: Any, metric: Any, fold: bool) -> None:
+def write(network: Any, recipe: Any, output: Path, *, example: Any, batches: Any, metric: Any, fold: bool) -> None:
     """Compresses, measures if there is a metric, and writes the file."""
     import copy
 
@@ -61,6 +56,16 @@ def _compress(network: Any, recipe: Any, output: Path, *, example: Any, batches:
             artifact = record(artifact, before=before, after=metric(net))
     with terminal.working("writing"):
         artifact.save(output)
+
+
+def tell(output: Path, network: Any, report: Path | None, json: bool) -> None:
+    """Tells of the written file, and writes a report if one is wanted."""
+    with terminal.working("writing the report"):
+        told = _told(output, network, report)
+    if json:
+        terminal.show_json({"output": str(output), **told.to_dict()})
+    else:
+        _show(told, report)
 
 
 def _told(output: Path, network: Any, path: Path | None) -> Any:

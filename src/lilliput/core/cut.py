@@ -1,8 +1,49 @@
-"""A structural cut as plain data: which indices of one axis of one parameter stay."""
+"""Structural cuts as plain data: what a recipe asks for, and which indices of which axes of which parameters stay."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Literal
+
+from lilliput.core.errors import MethodError
+
+Pattern = Literal["channel", "filter", "neuron", "head"]
+
+
+@dataclass(frozen=True)
+class CutRule:
+    """What a recipe removes for good, before its other rules see the model.
+
+    Attributes:
+        match: shell pattern for the name of a weight whose outputs the channels are.
+        share: part of each fitting group's channels that goes, 0 <= share < 1; at least one channel stays.
+        pattern: which groups of channels: `"channel"` all; `"filter"` outputs of convolutions; `"neuron"` those of
+            other layers; `"head"` whole attention heads.
+        criterion: scores weights, a method of `prune/`; what scores lowest in sum goes. None: squares of the weights.
+        multiple: the number of channels that stay is rounded up to a multiple of it.
+        absorb: move what a removed channel gave into the biases behind it where that is exact.
+        why: a word on why, kept and shown in reports.
+
+    >>> CutRule(share=1.0)
+    Traceback (most recent call last):
+    lilliput.core.errors.MethodError: cut: share = 1.0 must be at least 0 and below 1: a layer needs a channel
+    """
+
+    match: str = "*"
+    share: float = 0.5
+    pattern: Pattern = "channel"
+    criterion: Any = None
+    multiple: int = 1
+    absorb: bool = False
+    why: str = ""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share < 1:
+            raise MethodError(f"cut: share = {self.share} must be at least 0 and below 1: a layer needs a channel")
+        if not 1 <= self.multiple <= 2**31:
+            raise MethodError(f"cut: multiple = {self.multiple} must be at least 1")
+        if self.criterion is not None and not callable(getattr(self.criterion, "score", None)):
+            raise MethodError(f"cut: criterion = {self.criterion!r} has no score; give a criterion of prune/")
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgspec
 
+from lilliput.core.cut import CutRule
 from lilliput.core.errors import LilliputError, NotInstalled, RecipeError
 from lilliput.core.method import find_path, kind_of, path_of
 
@@ -44,7 +45,7 @@ class Absent:
     def _refuse(self, *args: Any, **named: Any) -> NoReturn:
         raise NotInstalled(f"{self.method} can't be carried out: {self.missing or 'it is not installed'}")
 
-    pack = unpack = advance = observe = forward = _refuse
+    pack = unpack = advance = observe = forward = score = _refuse
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,8 @@ class Recipe:
     Attributes:
         rules: the rules.
         name: a name for reports.
+        cuts: what is removed for good before the rules see the model; for each group of channels the first that
+            fits counts.
 
     >>> recipe = Recipe.loads('''
     ... [[rule]]
@@ -111,6 +114,7 @@ class Recipe:
 
     rules: tuple[Rule, ...] = field(default=())
     name: str = ""
+    cuts: tuple[CutRule, ...] = ()
 
     @classmethod
     def loads(cls, text: str) -> Recipe:
@@ -140,9 +144,11 @@ class Recipe:
         lines = [f"version = {VERSION}"]
         if self.name:
             lines.append(f"name = {_toml(self.name)}")
-        for rule in to_data(self)["rule"]:
-            lines += ["", "[[rule]]"]
-            lines += [f"{key} = {_toml(value)}" for key, value in rule.items()]
+        data = to_data(self)
+        for kind in ("cut", "rule"):
+            for rule in data.get(kind, ()):
+                lines += ["", f"[[{kind}]]"]
+                lines += [f"{key} = {_toml(value)}" for key, value in rule.items()]
         return "\n".join(lines) + "\n"
 
     def rule_for(self, weight: Weight) -> Rule | None:
@@ -152,14 +158,18 @@ class Recipe:
     @property
     def absent(self) -> tuple[str, ...]:
         """Paths of the steps whose methods aren't installed, as a recipe read from a file may have them."""
-        steps = [step for rule in self.rules for step in rule.every if isinstance(step, Absent)]
-        return tuple(dict.fromkeys(step.method for step in steps))
+        steps = [step for rule in self.rules for step in rule.every] + [cut.criterion for cut in self.cuts]
+        return tuple(dict.fromkeys(step.method for step in steps if isinstance(step, Absent)))
 
     def check(self, weights: list[Weight]) -> None:
         """Raises RecipeError if a rule fits none of these weights, or has a step that can't be carried out.
 
         A rule that fits a weight is fine even if an earlier one has taken it.
         """
+        for number, cut in enumerate(self.cuts):
+            if isinstance(cut.criterion, Absent):
+                missing = cut.criterion
+                raise RecipeError(f"cut[{number}]: {missing.method} can't be carried out: {missing.missing}")
         for number, rule in enumerate(self.rules):
             for step in rule.every:
                 if isinstance(step, Absent):
@@ -202,6 +212,8 @@ def to_data(recipe: Recipe) -> dict[str, Any]:
             entry["skip"] = rule.skip
         rules.append(entry)
     data: dict[str, Any] = {"version": VERSION, "rule": rules}
+    if recipe.cuts:
+        data["cut"] = [_cut_data(cut) for cut in recipe.cuts]
     if recipe.name:
         data["name"] = recipe.name
     return data
@@ -217,16 +229,39 @@ def from_data(data: Any, absent: bool = False) -> Recipe:
     Raises:
         RecipeError: says what is wrong and where.
     """
-    _known(data, {"version", "name", "rule"}, "")
+    _known(data, {"version", "name", "rule", "cut"}, "")
     if data.get("version", VERSION) != VERSION:
         raise RecipeError(f"version {data['version']!r}: this Lilliput reads recipes of version {VERSION}")
-    rules = data.get("rule", [])
-    if not isinstance(rules, list):
-        raise RecipeError("rule: write each rule under its own [[rule]]")
+    rules, cuts = data.get("rule", []), data.get("cut", [])
+    for key, entries in (("rule", rules), ("cut", cuts)):
+        if not isinstance(entries, list):
+            raise RecipeError(f"{key}: write each {key} under its own [[{key}]]")
     name = data.get("name", "")
     if not isinstance(name, str):
         raise RecipeError("name: must be a string")
-    return Recipe(tuple(_rule(entry, f"rule[{i}]", absent) for i, entry in enumerate(rules)), name)
+    return Recipe(
+        tuple(_rule(entry, f"rule[{i}]", absent) for i, entry in enumerate(rules)),
+        name,
+        tuple(_cut(entry, f"cut[{i}]", absent) for i, entry in enumerate(cuts)),
+    )
+
+
+def _cut(entry: Any, where: str, absent: bool) -> CutRule:
+    _known(entry, {f.name for f in dataclasses.fields(CutRule)}, where)
+    criterion = entry.get("criterion")
+    made = None if criterion is None else step_of(criterion, f"{where}.criterion", "score", absent)
+    try:
+        rule = msgspec.convert({key: value for key, value in entry.items() if key != "criterion"}, CutRule)
+        return dataclasses.replace(rule, criterion=made)
+    except (msgspec.ValidationError, LilliputError) as error:
+        raise RecipeError(f"{where}: {error}") from None
+
+
+def _cut_data(cut: CutRule) -> dict[str, Any]:
+    """Returns what of a cut isn't the default, the share always."""
+    fields = [(f.name, getattr(cut, f.name), f.default) for f in dataclasses.fields(cut)]
+    data = {name: value for name, value, default in fields if name == "share" or value != default}
+    return {name: step_data(value) if name == "criterion" else value for name, value in data.items()}
 
 
 def _rule(entry: Any, where: str, absent: bool) -> Rule:

@@ -37,7 +37,7 @@ def of(artifact: Artifact, leaves: Sequence[Leaf], named: bool, graph: bool = Tr
         data["c"] = {name: _tree(value, rest, named) for name, value in artifact.constants.items()}
     if artifact.aliases:
         data["a"] = dict(artifact.aliases)
-    if artifact.recipe.rules or artifact.recipe.name:
+    if artifact.recipe.rules or artifact.recipe.name or artifact.recipe.cuts:
         data["r"] = to_data(artifact.recipe)
     if artifact.cuts:
         data["k"] = [cut_data(cut) for cut in artifact.cuts]

@@ -21,6 +21,7 @@ from lilliput.graph.bounds import first_line
 from lilliput.graph.constants import constants_of
 from lilliput.graph.cut import Cuts, apply_cuts, compose, cut_tensors, note_cuts, noted_cuts
 from lilliput.graph.groups import Analysis, Group, analyse, removed_indices
+from lilliput.graph.ranking import Score, channel_scores, squares
 from lilliput.graph.rewrite import rewrite
 from lilliput.graph.run import GraphModule
 from lilliput.graph.sizes import labels_by_class, resizes
@@ -28,12 +29,12 @@ from lilliput.graph.verify import equal, probe, run, sharing, zeroed
 
 Chosen = tuple[Group, tuple[int, ...], tuple[int, ...]]
 """A group, the channels that go, and their classes."""
-Score = Callable[[Tensor], Tensor]
+Share = float | Mapping[str, float] | Callable[[Group], float]
 
 
 def cut(
     model: nn.Module,
-    share: float | Mapping[str, float],
+    share: Share,
     example: Any,
     *,
     criterion: Any = None,
@@ -49,10 +50,12 @@ def cut(
 
     Args:
         model: any module; it is not changed. A `GraphModule`, as `load` gives it, is cut without a class.
-        share: of the channels of each group that go, 0 to 1; or by pattern of a member's name, the first match wins.
+        share: of the channels of each group that go, 0 to 1; or by pattern of a member's name, the first match wins;
+            or a function of the group.
         example: as for `trace`.
-        criterion: scores weights, higher is kept: a name in `prune`, or an object with `score(weight, stats)`; by
-            default squares, so that a channel's score is the sum of squares of all that goes with it.
+        criterion: scores weights, higher is kept: a name in `prune`, an object with `score(weight, stats)`, or the
+            scores themselves by the weight's name; by default squares, so that a channel's score is the sum of
+            squares of all that goes with it.
         multiple: the number of channels that stay is rounded up to a multiple of it.
         seconds: after which no further half is tried, if all groups at once have failed.
         absorb: what a channel gives when only its incoming weights are zero (its bias, through norms and activations)
@@ -89,9 +92,7 @@ def cut(
     return smaller, cuts
 
 
-def _wanted(
-    model: nn.Module, analysis: Analysis, share: float | Mapping[str, float], score: Score, multiple: int
-) -> list[Chosen]:
+def _wanted(model: nn.Module, analysis: Analysis, share: Share, score: Score, multiple: int) -> list[Chosen]:
     """The weakest channels of each group."""
     state = dict(model.named_parameters(remove_duplicate=False))
     wanted: list[Chosen] = []
@@ -106,19 +107,21 @@ def _wanted(
 
 def _score_of(criterion: Any) -> Score:
     if criterion is None:
-        return lambda weight: weight.detach().float().square()
+        return squares
+    if isinstance(criterion, Mapping):
+        return lambda name, weight: criterion.get(name)
     method = find("prune", criterion)() if isinstance(criterion, str) else criterion
-    return lambda weight: method.score(weight.detach(), None)
+    return lambda name, weight: method.score(weight.detach(), None)
 
 
-def _number(group: Group, share: float | Mapping[str, float], multiple: int) -> int:
+def _number(group: Group, share: Share, multiple: int) -> int:
     """How many channels go."""
     part: float = 0.0
     if isinstance(share, Mapping):
         names = [member.parameter for member in group.members]
         part = next((value for key, value in share.items() if any(fnmatchcase(name, key) for name in names)), 0.0)
     else:
-        part = share
+        part = share(group) if callable(share) else share
     if not 0 <= part <= 1:
         raise MethodError(f"cut: a share must be between 0 and 1, it is {part}")
     step = multiple // math.gcd(multiple, len(group.members[0].places[0]))
@@ -127,19 +130,7 @@ def _number(group: Group, share: float | Mapping[str, float], multiple: int) -> 
 
 
 def _weakest(group: Group, state: Mapping[str, Tensor], score: Score, number: int) -> tuple[int, ...]:
-    total = torch.zeros(group.size)
-    for member in group.members:
-        weight = state.get(member.parameter)
-        if weight is None or not weight.is_floating_point():
-            continue
-        scores = score(weight).float()
-        if scores.shape != weight.shape:
-            continue
-        along = scores.movedim(member.axis, 0).flatten(1).sum(1) if weight.dim() > 1 else scores
-        counts = torch.tensor([len(places) for places in member.places])
-        owner = torch.arange(group.size).repeat_interleave(counts)
-        flat = torch.tensor([index for places in member.places for index in places])
-        total.index_add_(0, owner, along[flat].cpu())
+    total = channel_scores(group, state, score)
     return tuple(sorted(int(channel) for channel in total.argsort(stable=True)[:number]))
 
 

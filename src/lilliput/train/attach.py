@@ -17,7 +17,9 @@ from lilliput.core.errors import LilliputError, ModelError, NotWorthwhile, Recip
 from lilliput.core.layers import Weight, join, weights
 from lilliput.core.packed import Packed, unpack
 from lilliput.core.recipe import Recipe
+from lilliput.graph.cut import Cuts
 from lilliput.train.calibrate import calibrated
+from lilliput.train.cut import again, cut_by, cut_in_place
 from lilliput.train.node import Node
 from lilliput.train.quantizer import before_layers, planned, quantizers, remove, replace_all
 
@@ -35,6 +37,7 @@ class Attachment:
         notes: weights that were left as they are, and why.
         order: names of each owner's parameters in the order in which it made them, by module path.
         fixed: names of the attached weights that the user didn't train: their parts aren't trained either.
+        original: bytes of all tensors before any attached recipe cut channels.
     """
 
     recipe: Recipe
@@ -42,6 +45,7 @@ class Attachment:
     notes: dict[str, str]
     order: dict[str, tuple[str, ...]]
     fixed: frozenset[str] = frozenset()
+    original: int = 0
 
 
 def attach(model: nn.Module, recipe: Recipe, data: Any = None, *, example: Any = None, stats: Any = None) -> nn.Module:
@@ -51,6 +55,9 @@ def attach(model: nn.Module, recipe: Recipe, data: Any = None, *, example: Any =
     trained through parts in their place (a codebook, low-rank factors) get new parameters: make the optimizer after
     `attach`, or add `new_parameters(model)` to it. Attaching again goes on from the state that is there: a mask stays,
     so that pruning, then pruning and sharing, is two calls; so do the ranges of a quantizer that is the same again.
+
+    A recipe's cuts are made first, in place: the parameters that they make smaller are new objects. The same cuts
+    attached again are there already; other ones need `detach` first.
 
     `state_dict` keys are those of `torch.nn.utils.parametrize`: `<module>.parametrizations.<name>.original` is the
     latent weight and `<module>.parametrizations.<name>.0.*` the state of its steps: `part_<part>` (such as
@@ -79,31 +86,43 @@ def attach(model: nn.Module, recipe: Recipe, data: Any = None, *, example: Any =
     >>> int((net.weight == 0).sum())
     4
     """
-    found = weights(model)
-    recipe.check(found)
+    recipe.check(weights(model))
     data, example = with_example(data, example)
-    stats = calibrated(model, recipe, data, stats)
-    notes: dict[str, str] = {}
-    steps = allotted(recipe, found, lambda weight: _value(model, weight), stats)
-    nodes = [_node_for(model, w, (recipe, steps.get(w.name, ())), stats.get(w.name), notes) for w in found]
-    made = [(weight, node) for weight, node in zip(found, nodes) if node is not None]
-    inputs = before_layers(model, planned(model, recipe, found, stats, notes))
     previous = attachment(model)
+    original = tensor_bytes(model) if previous is None else previous.original
+    # All that can fail is done on a smaller copy; only then the model itself is cut.
+    work, cuts, data, stats = _smaller(model, recipe, example, (data, stats))
+    found = weights(work)
+    stats = calibrated(work, recipe, data, stats)
+    notes: dict[str, str] = {}
+    steps = allotted(recipe, found, lambda weight: _value(work, weight), stats)
+    nodes = [_node_for(work, w, (recipe, steps.get(w.name, ())), stats.get(w.name), notes) for w in found]
+    placed = before_layers(model, planned(work, recipe, found, stats, notes))
+    found = weights(cut_in_place(model, cuts))
+    made = [(weight, node) for weight, node in zip(found, nodes) if node is not None]
     fixed = {weight.name for weight in found if not weight.parameter.requires_grad}
     if previous is not None:
         example = previous.example if example is None else example
         fixed = _detach_but_latent(model, previous, {weight.name for weight, _ in made})
-    replace_all(model, inputs)
-    paths = dict.fromkeys(path for weight, _ in made for path, _ in weight.owners)
-    order = {path: tuple(model.get_submodule(path)._parameters) for path in paths}
-    for weight, node in made:
-        if weight.name in fixed:
-            node.requires_grad_(False)
-        _register(model, weight, node)
-    for module in _recurrent(model, [weight for weight, _ in made]):
-        module.register_forward_hook(_drop_graph)
-    object.__setattr__(model, ATTRIBUTE, Attachment(recipe, example, notes, order, frozenset(fixed)))
+    replace_all(model, placed)
+    state = Attachment(recipe, example, notes, _register_all(model, made, fixed), frozenset(fixed), original)
+    object.__setattr__(model, ATTRIBUTE, state)
     return model
+
+
+def _smaller(
+    model: nn.Module, recipe: Recipe, example: Any, given: tuple[Any, Any]
+) -> tuple[nn.Module, tuple[Cuts, ...], Any, Any]:
+    """The model that the rules see, the cuts that make it, and data and stats for it; the model itself without cuts."""
+    data, stats = given
+    previous = attachment(model)
+    if not recipe.cuts or (previous is not None and previous.recipe.cuts == recipe.cuts):
+        return model, (), data, stats
+    if previous is not None:
+        raise RecipeError("a recipe is attached already, and this one cuts channels: detach(model) first")
+    data = again(data)
+    work, cuts = cut_by(model, recipe, example, data, stats)
+    return work, cuts, data, None
 
 
 def _value(model: nn.Module, weight: Weight) -> Tensor:
@@ -133,6 +152,19 @@ def _node_for(
         return None
     except LilliputError as error:
         raise type(error)(f"{weight.name} ({weight.kind}, {tuple(weight.parameter.shape)}): {error}") from None
+
+
+def _register_all(model: nn.Module, planned: list[tuple[Weight, Node]], fixed: set[str]) -> dict[str, tuple[str, ...]]:
+    """Puts nodes behind the weights; returns the names of each owner's parameters in the order before that."""
+    paths = dict.fromkeys(path for weight, _ in planned for path, _ in weight.owners)
+    order = {path: tuple(model.get_submodule(path)._parameters) for path in paths}
+    for weight, node in planned:
+        if weight.name in fixed:
+            node.requires_grad_(False)
+        _register(model, weight, node)
+    for module in _recurrent(model, [weight for weight, _ in planned]):
+        module.register_forward_hook(_drop_graph)
+    return order
 
 
 def _register(model: nn.Module, weight: Weight, node: Node) -> None:
@@ -351,3 +383,10 @@ def packed_buffers(model: nn.Module) -> dict[str, Packed | Tensor]:
 def plain_copy(model: nn.Module) -> nn.Module:
     """Returns a copy of the model with the compressed weights as ordinary parameters."""
     return detach(copy.deepcopy(model))
+
+
+def tensor_bytes(model: nn.Module) -> int:
+    """Returns the bytes of all parameters and persistent buffers, tied ones once, without what `attach` added."""
+    inside = {id(tensor) for _, node in attached(model) for tensor in (*node.parameters(), *node.buffers())}
+    tensors = {id(tensor): tensor for tensor in model.state_dict(keep_vars=True).values() if isinstance(tensor, Tensor)}
+    return sum(tensor.numel() * tensor.element_size() for key, tensor in tensors.items() if key not in inside)

@@ -25,8 +25,9 @@ from lilliput.graph.fold import absorb
 from lilliput.graph.fold import fold as fold_batch_norms
 from lilliput.graph.ir import Graph
 from lilliput.graph.trace import trace
-from lilliput.train.attach import attachment, packed_buffers, packed_weights, plain_copy
+from lilliput.train.attach import attachment, packed_buffers, packed_weights, plain_copy, tensor_bytes
 from lilliput.train.calibrate import calibrated
+from lilliput.train.cut import again, cut_by, cut_lines
 from lilliput.train.quantizer import place, planned, quantized, remove
 from lilliput.train.shrink import shrink
 
@@ -54,7 +55,7 @@ def compress(
         example: one input (a tensor, tuple, or dict of keywords), which gives the graph its shapes; without data
             and example the file holds no graph.
         fold: fold each BatchNorm into the convolution before it; the file's graph then does without it.
-        stats: what `observe.collect` collected, by weight name; isn't collected again.
+        stats: what `observe.collect` collected, by weight name; isn't collected again, but for what is cut.
         remove_dead: cut away channels that pruning left without input or output.
 
     Returns:
@@ -77,22 +78,17 @@ def compress(
     remove(work)
     facts: dict[str, Any] = {"original": tensor_bytes(model)}
     notes: dict[str, str] = {}
+    if recipe.cuts:
+        data = again(data)
+        # What was collected for the whole weights doesn't fit what is left of them.
+        work, stats = cut_by(work, recipe, example, data, stats)[0], None
     if fold and example is not None:
         facts["folded"] = _folded(work, example, notes)
     stats = calibrated(work, recipe, data, stats)
     buffers = packed_buffers(work)
-    packed: dict[str, Packed | Tensor] = {}
-    found = weights(work)
-    steps = allotted(recipe, found, lambda weight: weight.parameter, stats)
-    errors: dict[str, float] = {}
-    # The largest first: while it is in memory more than once, few packed weights are there yet.
-    for weight in sorted(found, key=lambda weight: -weight.parameter.numel()):
-        packed[weight.name] = _packed(weight, steps.get(weight.name, ()), stats.get(weight.name), notes)
-        errors |= relative_errors([weight], packed)
-    packed = {**{weight.name: packed[weight.name] for weight in found}, **buffers}
-    facts["error"] = {weight.name: errors[weight.name] for weight in found if weight.name in errors}
-    inputs = before | planned(work, recipe, found, stats, notes)
-    return Draft(work, recipe, packed, facts, notes, inputs).finished(example, remove_dead)
+    packed, facts["error"] = _all_packed(work, recipe, stats, notes)
+    inputs = before | planned(work, recipe, weights(work), stats, notes)
+    return Draft(work, recipe, {**packed, **buffers}, facts, notes, inputs).finished(example, remove_dead)
 
 
 def pack(model: nn.Module, *, example: Any = None, remove_dead: bool = True) -> Artifact:
@@ -117,7 +113,7 @@ def pack(model: nn.Module, *, example: Any = None, remove_dead: bool = True) -> 
         raise ModelError("nothing is attached to this model; call attach(model, recipe) first, or compress(...)")
     work = plain_copy(model).eval()
     check_finite(work)
-    facts = {"original": tensor_bytes(work), "trained": True}
+    facts = {"original": state.original, "trained": True}
     draft = Draft(work, state.recipe, packed_weights(model), facts, dict(state.notes), quantized(model))
     return draft.finished(state.example if example is None else example, remove_dead)
 
@@ -128,6 +124,22 @@ def _sharing_copy(model: nn.Module) -> nn.Module:
         id(p): nn.Parameter(p.detach(), p.requires_grad) for p in model.parameters() if type(p) is nn.Parameter
     }
     return copy.deepcopy(model, dict[int, Any](parameters))
+
+
+def _all_packed(
+    work: nn.Module, recipe: Recipe, stats: Mapping[str, Any], notes: dict[str, str]
+) -> tuple[dict[str, Packed | Tensor], dict[str, float]]:
+    """Every weight packed by its rule, and the relative errors of those that are."""
+    packed: dict[str, Packed | Tensor] = {}
+    found = weights(work)
+    steps = allotted(recipe, found, lambda weight: weight.parameter, stats)
+    errors: dict[str, float] = {}
+    # The largest first: while it is in memory more than once, few packed weights are there yet.
+    for weight in sorted(found, key=lambda weight: -weight.parameter.numel()):
+        packed[weight.name] = _packed(weight, steps.get(weight.name, ()), stats.get(weight.name), notes)
+        errors |= relative_errors([weight], packed)
+    ordered = {weight.name: packed[weight.name] for weight in found}
+    return ordered, {weight.name: errors[weight.name] for weight in found if weight.name in errors}
 
 
 def _packed(weight: Weight, steps: Steps, stats: Any, notes: dict[str, str]) -> Packed | Tensor:
@@ -181,6 +193,7 @@ class Draft:
         if not self.facts.get("trained") and "error" not in self.facts:
             self.facts["error"] = relative_errors(found, self.packed)
         made = noted_cuts(self.work)
+        self.notes |= cut_lines(made)
         if example is not None:
             with torch.no_grad():
                 for weight in found:
@@ -236,9 +249,3 @@ def check_finite(model: nn.Module) -> None:
             raise ModelError(
                 f"{name}: {bad} of {parameter.numel()} weights are NaN or infinite; repair the model first"
             )
-
-
-def tensor_bytes(model: nn.Module) -> int:
-    """Returns the bytes of all parameters and persistent buffers, tied ones once."""
-    tensors = {id(tensor): tensor for tensor in model.state_dict(keep_vars=True).values()}
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
