@@ -16,6 +16,7 @@ from lilliput.file.read import loads
 from lilliput.file.write import dumps
 from lilliput.quantize.activations.uniform import Uniform
 from lilliput.quantize.uniform import Uniform as Weights
+from lilliput.train.attach import attachment
 from lilliput.train.fit import FitOptions, fit
 from lilliput.train.quantizer import quantized, quantizers
 
@@ -188,13 +189,13 @@ def test_attention_and_embeddings_are_left_with_a_note():
             h = self.table(x)
             return self.fc(self.mix(h, h, h, need_weights=False)[0])
 
-    artifact = lilliput.compress(Net(), Recipe((BOTH,)), [torch.arange(4)[None]])
-    assert set(artifact.quantizers) == {"fc"}
-    notes = artifact.facts["notes"]
+    model = lilliput.attach(Net(), Recipe((BOTH,)), [torch.arange(4)[None]])
+    assert set(quantized(model)) == {"fc"}
+    notes = attachment(model).notes
     assert "without calling the layer" in notes["mix.out_proj.weight"]
     assert "no linear, convolution or recurrent layer" in notes["table.weight"]
     with pytest.raises(RecipeError, match=r"rule\[0\]: its activations fit no layer"):
-        lilliput.compress(Net(), Recipe((Rule("table*", activations=Uniform()),)), [torch.arange(4)[None]])
+        lilliput.attach(Net(), Recipe((Rule("table*", activations=Uniform()),)), [torch.arange(4)[None]])
 
 
 class Unused(nn.Module):

@@ -308,6 +308,10 @@ class ActivationQuantizer(Protocol):
         """Returns the gradients of x and of the numbers in `trained`; by default it goes straight through."""
         return grad, {}
 
+    def unsuited(self, layer: nn.Module) -> str | None:
+        """Says why it can't stand in front of this layer; None if it can, as it can everywhere by default."""
+        return None
+
     def factor(self, x: Tensor, layer: nn.Module) -> Tensor | None:
         """Returns what the layer's output, less its bias, is multiplied by, or None; differentiable."""
         return None

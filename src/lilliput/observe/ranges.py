@@ -24,11 +24,13 @@ class Range:
         low: the smallest.
         high: the largest.
         count: values.
+        magnitude: mean of |x|.
     """
 
     low: float
     high: float
     count: int
+    magnitude: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +58,7 @@ class RangeOf:
     """Collects `Range`."""
 
     def __init__(self) -> None:
-        self.low, self.high, self.count = math.inf, -math.inf, 0
+        self.low, self.high, self.count, self.total = math.inf, -math.inf, 0, 0.0
 
     def see(self, value: Tensor) -> None:
         """Takes what goes into one call of the layer."""
@@ -64,10 +66,13 @@ class RangeOf:
             low, high = value.aminmax()
             self.low, self.high = min(self.low, float(low)), max(self.high, float(high))
             self.count += value.numel()
+            self.total += float(value.abs().sum(dtype=torch.float64))
 
     def result(self) -> Range | None:
         """Returns what was seen, or None if nothing was."""
-        return Range(self.low, self.high, self.count) if self.count else None
+        if not self.count:
+            return None
+        return Range(self.low, self.high, self.count, self.total / self.count)
 
 
 class HistogramOf:
@@ -117,7 +122,7 @@ def ends(stats: Any, method: str) -> tuple[float, float]:
         MethodError: nothing was collected, or only zeros, for which no scale can be found.
 
     >>> from lilliput.core.stats import Stats
-    >>> ends(Stats({"range": Range(-1.0, 2.0, 5)}), "a quantizer")
+    >>> ends(Stats({"range": Range(-1.0, 2.0, 5, 0.5)}), "a quantizer")
     (-1.0, 2.0)
     """
     own = getattr(stats, "values", {})

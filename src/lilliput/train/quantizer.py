@@ -274,11 +274,13 @@ def planned(
     present = {path: own for path, _, own in quantizers(model)}
     result: dict[str, Quantized] = {}
     wanted: dict[int, bool] = {}
+    reasons: dict[int, str] = {}
     for weight, path, method in asked(recipe, found):
         rule = next(number for number, rule in enumerate(recipe.rules) if rule.fits(weight))
-        reason = unsuited(model, path)
+        reason = unsuited(model, path) or method.unsuited(model.get_submodule(path))
         wanted[rule] = wanted.get(rule, False) or reason is None
         if reason is not None:
+            reasons[rule] = reason
             notes[weight.name] = f"what goes into it isn't quantized: {reason}"
         elif path not in result:
             before = present.get(path)
@@ -286,7 +288,7 @@ def planned(
             result[path] = Quantized(method, before.numbers if same and before else _observed(weight, method, stats))
     for number, fits in wanted.items():
         if not fits:
-            raise RecipeError(f"rule[{number}]: its activations fit no layer: only linear, convolution and recurrent")
+            raise RecipeError(f"rule[{number}]: its activations fit no layer: {reasons[number]}")
     return result
 
 

@@ -11,7 +11,7 @@ from lilliput.quantize.activations.uniform import Uniform
 
 
 def seen(low, high):
-    return Stats({"range": Range(low, high, 10)})
+    return Stats({"range": Range(low, high, 10, 0.25)})
 
 
 def test_affine_by_hand():
@@ -84,6 +84,12 @@ def test_learned_scale_follows_lsq():
     expected = sum(g * s for g, s in zip(grad.tolist(), slopes)) / (4 * 3) ** 0.5
     assert float(rest["scale"]) == pytest.approx(expected, rel=1e-5)
     assert own.tolist() == [1, 10, 0, 0]
+
+
+def test_a_learned_scale_starts_where_lsq_says():
+    assert Uniform(bits=3, form="unsigned", learned=True).observe(seen(0.0, 4.0))["scale"] == pytest.approx(
+        2 * 0.25 / 7**0.5
+    )
 
 
 def test_learning_a_scale_lowers_the_error():

@@ -32,7 +32,7 @@ class Uniform(ActivationQuantizer):
     Static: the range is that of calibration, made narrower by a solver, or fixed by `clip`. Dynamic: it is that of the
     tensor itself, each time. The gradient passes straight through where x isn't clipped. With `learned` the scale is
     trained, by the gradient of LSQ (Esser et al. 2020, arXiv 1902.08153): round(x/s) - x/s inside, the bound
-    outside, over sqrt(n q).
+    outside, over sqrt(n q); it starts at 2 mean|x| / sqrt(q) (affine: at the range), q being the highest code.
 
     Attributes:
         bits: of a code, 1 to 16.
@@ -101,6 +101,9 @@ class Uniform(ActivationQuantizer):
         if self.range == "dynamic":
             return {}
         low, high = (-self.clip, self.clip) if self.clip else ends(stats, NAME)
+        if self.learned and not self.clip and self.solver == "minmax" and self.form != "affine":
+            start = 2 * stats.values["range"].magnitude / self.codes[1] ** 0.5
+            return {"scale": _float32(start), "zero": 0}
         if not self.clip and self.solver != "minmax":
             low, high = self._solved(stats)
         return self.between(low, high)
