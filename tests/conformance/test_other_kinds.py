@@ -1,9 +1,11 @@
 """Every method that can be found, of the kinds that pack no weights, holds to the laws of its kind."""
 
+from contextlib import nullcontext
+
 import pytest
 
 from lilliput.core.method import find_path, methods
-from lilliput.testing import activation_quantizer, criterion, loss, network, pattern, penalty, schedule
+from lilliput.testing import activation_quantizer, criterion, gradient_hook, loss, network, pattern, penalty, schedule
 
 SUITES = {
     "criterion": criterion,
@@ -13,6 +15,7 @@ SUITES = {
     "loss": loss,
     "activation quantizer": activation_quantizer,
     "network": network,
+    "gradient hook": gradient_hook,
 }
 CASES = [
     pytest.param(m.path, law, id=f"{m.path}-{law.__name__}")
@@ -28,4 +31,5 @@ def test_every_suite_has_a_method():
 
 @pytest.mark.parametrize(("path", "law"), CASES)
 def test_law(path, law):
-    law(find_path(path))
+    with gradient_hook.alone() if law in gradient_hook.LAWS else nullcontext():
+        law(find_path(path))

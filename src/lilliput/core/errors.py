@@ -33,6 +33,10 @@ class FileError(LilliputError):
     """A file that is refused: damaged, hostile, of a newer format, or no Lilliput file at all."""
 
 
+class ExchangeError(LilliputError):
+    """Processes that train together have lost one of them; what to do is to start again from the last checkpoint."""
+
+
 class LilliputWarning(UserWarning):
     """Something went on in a lesser way than it might have; the message says what would help."""
 

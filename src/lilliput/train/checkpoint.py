@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lilliput.core.errors import FileError, ModelError
+from lilliput.core.errors import FileError, LilliputWarning, ModelError
+from lilliput.train.gradients.state import HookState
 
 KEY = "lilliput.training"
 VERSION = 1
@@ -44,6 +46,46 @@ def save(path: Path, model: nn.Module, optimizer: Optimizer, position: Mapping[s
     groups = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     text = json.dumps({"version": VERSION, "position": position, "plain": plain, "groups": groups})
     _replace(path, safetensors.torch.save(tensors, {KEY: text}))
+
+
+def save_hook(path: Path, hook: HookState, step: int) -> None:
+    """Writes the state of a communication hook of this process.
+
+    Args:
+        path: the file; replaced as by `save`.
+        hook: its residuals and counts are saved.
+        step: optimizer steps that are over.
+
+    Raises:
+        FileError: if it can't be written.
+    """
+    state = hook.state_dict()
+    tensors = {name: _own(tensor) for name, tensor in state.pop("memory").items()}
+    _replace(path, safetensors.torch.save(tensors, {KEY: json.dumps({"version": VERSION, "at": step, "hook": state})}))
+
+
+def load_hook(path: Path, hook: HookState, step: int) -> None:
+    """Puts a hook in the state that was saved after this step; without one it starts with nothing kept.
+
+    Args:
+        path: of `save_hook`; may be missing, or of another step if the process was killed in between.
+        hook: changed in place; in any case it stands at `step`, as those of all other processes do.
+        step: optimizer steps that the checkpoint of the model has seen.
+
+    Raises:
+        FileError: if the file is no state of a hook.
+        ModelError: if it is one of another model or number of processes.
+    """
+    header, tensors = _read(path) if path.exists() else ({}, {})
+    if header and "hook" not in header:
+        raise FileError(f"{path}: no state of a communication hook")
+    if header.get("at") == step:
+        hook.load_state_dict({**header["hook"], "memory": tensors})
+    else:
+        hook.memory.clear()
+        message = f"{path}: no state of the hook at step {step}: what this process had not sent yet is lost"
+        warnings.warn(message, LilliputWarning, stacklevel=2)
+    hook.step = step
 
 
 def peek(path: Path) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from lilliput.core.errors import DataError, ModelError
 from lilliput.distill.logits import Logits
 from lilliput.train import checkpoint
 from lilliput.train.attach import advance, attachment, new_parameters
+from lilliput.train.gradients.state import HookState
 from lilliput.train.penalty import penalized
 from lilliput.train.randomness import preserved, seed_step
 
@@ -43,6 +44,8 @@ class FitOptions:
         seed: of everything random in the training: order of a shuffling loader, dropout.
         checkpoint: file that the state is written to, and gone on from if it is there.
         every: optimizer steps from one checkpoint to the next; 0 for the ends of epochs alone.
+        hook: state of the communication hook that is on the model in `DistributedDataParallel`; each process saves its
+            own beside the checkpoint, under `<checkpoint>.<rank>`.
         progress: a progress bar on stderr; None if it is a terminal.
         log: called after each step with `{"loss", "epoch", "learning_rate"}` and the number of the step.
     """
@@ -54,6 +57,7 @@ class FitOptions:
     seed: int = 0
     checkpoint: str | PathLike[str] | None = None
     every: int = 0
+    hook: HookState | None = None
     progress: bool | None = None
     log: Callable[[dict[str, float], int], None] | None = None
 
@@ -188,6 +192,8 @@ class _Training:
         # What schedules had reached decides which parts there are to be loaded.
         self._advance(saved_progress(self.position, self.epochs))
         checkpoint.load(path, self.inner, self.optimizer)
+        if self.options.hook is not None:
+            checkpoint.load_hook(self._beside(path), self.options.hook, self.position.step)
 
     def batches(self, data: Iterable[Any]) -> Iterator[Any]:
         """Yields the batches of this epoch that aren't over yet."""
@@ -303,12 +309,17 @@ class _Training:
     def _path(self) -> Path | None:
         return None if self.options.checkpoint is None else Path(self.options.checkpoint)
 
+    def _beside(self, path: Path) -> Path:
+        return path.with_name(f"{path.name}.{self.rank}")
+
     def _recipe(self) -> str:
         state = attachment(self.inner)
         return "" if state is None else state.recipe.dumps()
 
     def _save(self) -> None:
         path = self._path()
+        if path is not None and self.options.hook is not None:
+            checkpoint.save_hook(self._beside(path), self.options.hook, self.position.step)
         if path is not None and self.rank == 0:
             position = {**vars(self.position), "recipe": self._recipe(), "seed": self.options.seed}
             checkpoint.save(path, self.inner, self.optimizer, position)

@@ -1,0 +1,1 @@
+"""How processes that train together exchange gradients: communication hooks for DDP, one a file."""
