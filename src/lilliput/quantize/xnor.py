@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from lilliput.core.checks import check_weight
 from lilliput.core.method import WeightMethod
@@ -21,8 +21,9 @@ class Xnor(WeightMethod):
     """w ~ a sign(v), a = mean|v| of each filter, v = clip(w - mean of w over the input channels, -1, 1).
 
     Rastegari et al. 2016 (arXiv 1603.05279) with the training of the released code: the latent weights are centred,
-    for each place of the kernel, and clipped before each step. Inputs stay as they are: this is the weights' side only.
-    A weight without input channels (fewer than two axes) is clipped only.
+    for each place of the kernel, and clipped before each step. A weight without input channels (fewer than two axes) is
+    clipped only. The activations' side is `quantize/activations/binary` with `scaled`; the preset recipe `xnor` joins
+    both, and `block` puts the layers in the paper's order.
 
     Attributes:
         released: the released code's gradient, (1 - 1/c) n times the paper's, with c input channels and n weights in a
@@ -71,3 +72,24 @@ class Xnor(WeightMethod):
     def choices(cls) -> tuple[WeightMethod, ...]:
         """The one setting that packs."""
         return (cls(),)
+
+
+def block(inputs: int, outputs: int, kernel: int, *, stride: int = 1, padding: int = 0, pool: int = 0) -> nn.Sequential:
+    """Returns XNOR-Net's block for the preset recipe `xnor`: BatchNorm, sign, binary convolution, pooling.
+
+    The sign is the quantizer that the recipe puts in front of the convolution. Pooling after the sign would nearly
+    always give +1, and a BatchNorm right before it keeps the signs balanced.
+
+    Args:
+        inputs: channels.
+        outputs: channels.
+        kernel: height and width of the convolution.
+        stride: of the convolution.
+        padding: of the convolution, with zeros.
+        pool: height and width of max pooling; 0 for none.
+
+    >>> [type(module).__name__ for module in block(3, 8, 3, pool=2)]
+    ['BatchNorm2d', 'Conv2d', 'MaxPool2d']
+    """
+    layers: list[nn.Module] = [nn.BatchNorm2d(inputs), nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=False)]
+    return nn.Sequential(*layers, *([nn.MaxPool2d(pool)] if pool else []))

@@ -7,7 +7,7 @@ from torch import nn
 import lilliput
 from lilliput.core.recipe import Recipe, Rule
 from lilliput.quantize.activations.binary import Binary
-from lilliput.quantize.xnor import Xnor
+from lilliput.quantize.xnor import Xnor, block
 from lilliput.train.attach import attachment
 from lilliput.train.quantizer import quantized
 
@@ -100,3 +100,21 @@ def test_layers_without_k_are_left_with_a_note():
     model = lilliput.attach(Net(), Recipe((Rule(activations=Binary(scaled=True)),)))
     assert set(quantized(model)) == {"fc"}
     assert "scaled needs a linear layer" in attachment(model).notes["rnn.weight_ih_l0"]
+
+
+def test_a_network_of_xnor_blocks_trains_and_is_saved():
+    """The preset: first and last layer as they are, K in between; the loss falls, the file's graph is what was seen."""
+    torch.manual_seed(4)
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), block(8, 8, 3, padding=1, pool=2), block(8, 8, 3, padding=1), nn.Flatten(),
+        nn.Linear(8 * 9, 2),
+    )  # fmt: skip
+    x = torch.randn(32, 1, 6, 6)
+    target = (x[:, :, :3].mean((1, 2, 3)) > x[:, :, 3:].mean((1, 2, 3))).long()
+    lilliput.attach(model, Recipe.preset("xnor"), example=x)
+    assert set(quantized(model)) == {"1.1", "2.1"}
+    losses = lilliput.fit(model, [(x, target)], epochs=30)
+    assert losses[-1] < 0.7 * losses[0]
+    model.eval()
+    with torch.no_grad():
+        assert torch.equal(lilliput.load(lilliput.pack(model))(x), model(x))

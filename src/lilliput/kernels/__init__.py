@@ -1,0 +1,1 @@
+"""What runs quantized layers in integers: plain torch references, the oracles of every faster kernel."""
