@@ -20,9 +20,9 @@ class BinaryNetwork(WeightMethod):
     """w_b = sign(w), sign(0) = +1; the gradient passes straight to the latent weight, clipped to -1 .. 1 after a step.
 
     Courbariaux, Hubara et al. 2016 (arXiv 1602.02830). The activations' side is `quantize/activations/binary`; the
-    preset recipe `binary-network` joins both, every weight and activation but for what goes into the first layer. Blocks
-    in the paper's order: convolution, pooling, BatchNorm, sign; the sign stands in front of the next convolution.
-    Optional parts, which multiply by powers of two only: `train.shift_norm.ShiftNorm` and
+    preset recipe `binary-network` joins both, every weight and activation but for what goes into the first layer.
+    Blocks in the paper's order: convolution, pooling, BatchNorm, sign; the sign stands in front of the next
+    convolution. Optional parts, which multiply by powers of two only: `train.shift_norm.ShiftNorm` and
     `train.shift_adamax.ShiftAdaMax`. In integers: `kernels.binary`.
 
     >>> import torch

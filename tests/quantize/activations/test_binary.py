@@ -9,6 +9,7 @@ from lilliput.core.recipe import Recipe, Rule
 from lilliput.quantize.activations.binary import Binary
 from lilliput.quantize.xnor import Xnor, block
 from lilliput.train.attach import attachment
+from lilliput.train.fit import FitOptions
 from lilliput.train.quantizer import quantized
 
 
@@ -113,7 +114,7 @@ def test_a_network_of_xnor_blocks_trains_and_is_saved():
     target = (x[:, :, :3].mean((1, 2, 3)) > x[:, :, 3:].mean((1, 2, 3))).long()
     lilliput.attach(model, Recipe.preset("xnor"), example=x)
     assert set(quantized(model)) == {"1.1", "2.1"}
-    losses = lilliput.fit(model, [(x, target)], epochs=30)
+    losses = lilliput.fit(model, [(x, target)], epochs=30, options=FitOptions(learning_rate=0.02))
     assert losses[-1] < 0.7 * losses[0]
     model.eval()
     with torch.no_grad():
