@@ -29,6 +29,10 @@ class BudgetError(LilliputError):
     """A budget that can't be met; the message names the nearest one that can."""
 
 
+class DeviceError(LilliputError):
+    """A description of a device, or a layer on it, that can't be: missing entries, no processors, a buffer too small."""
+
+
 class FileError(LilliputError):
     """A file that is refused: damaged, hostile, of a newer format, or no Lilliput file at all."""
 
