@@ -30,7 +30,7 @@ class BudgetError(LilliputError):
 
 
 class DeviceError(LilliputError):
-    """A description of a device, or a layer on it, that can't be: missing entries, no processors, a buffer too small."""
+    """A description of a device, or a layer on it, that can't be: entries missing, a buffer too small."""
 
 
 class FileError(LilliputError):
