@@ -21,14 +21,18 @@ if TYPE_CHECKING:
     from lilliput.train.compress import compress, pack
     from lilliput.train.fit import fit
     from lilliput.train.in_turn import in_turn
+    from lilliput.train.lesson import Lesson
     from lilliput.train.penalty import penalty, shrink
+    from lilliput.train.teacher import CachedLogits
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Artifact",
     "Budget",
+    "CachedLogits",
     "CutRule",
+    "Lesson",
     "LilliputError",
     "LilliputWarning",
     "Packed",
@@ -59,6 +63,8 @@ _HOMES = {
     "Artifact": "file.artifact",
     "Budget": "core.budget",
     "CutRule": "core.cut",
+    "CachedLogits": "train.teacher",
+    "Lesson": "train.lesson",
     "LilliputError": "core.errors",
     "LilliputWarning": "core.errors",
     "Packed": "core.packed",

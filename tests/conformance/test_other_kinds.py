@@ -5,7 +5,17 @@ from contextlib import nullcontext
 import pytest
 
 from lilliput.core.method import find_path, methods
-from lilliput.testing import activation_quantizer, criterion, gradient_hook, loss, network, pattern, penalty, schedule
+from lilliput.testing import (
+    activation_quantizer,
+    criterion,
+    feature_loss,
+    gradient_hook,
+    loss,
+    network,
+    pattern,
+    penalty,
+    schedule,
+)
 
 SUITES = {
     "criterion": criterion,
@@ -13,6 +23,7 @@ SUITES = {
     "penalty": penalty,
     "schedule": schedule,
     "loss": loss,
+    "feature loss": feature_loss,
     "activation quantizer": activation_quantizer,
     "network": network,
     "gradient hook": gradient_hook,

@@ -11,8 +11,12 @@ import torch
 from torch import nn
 
 from lilliput.core.recipe import Recipe
+from lilliput.distill.attention import Attention
+from lilliput.distill.hints import Hints
+from lilliput.distill.logits import Logits
 from lilliput.train.attach import attach
 from lilliput.train.fit import fit
+from lilliput.train.lesson import Lesson
 
 BODIES = {
     "prune": 'steps = [{method = "prune/magnitude", sparsity = 0.8}]\n'
@@ -41,6 +45,16 @@ for name, body in BODIES.items():
     losses = fit(whole, half, epochs=2, optimizer=optimizer, options=options)
     seen = {{"state": model.state_dict(), "grads": grads(model), "losses": losses}}
     torch.save(seen, f"{{folder}}/{{name}}.{{rank}}")
+lesson = taught()
+whole = nn.parallel.DistributedDataParallel(lesson.student)
+lesson = Lesson(whole, lesson.teacher, lesson.losses, example=batches()[0][0])
+optimizer = torch.optim.SGD([*whole.parameters(), *lesson.parameters()], lr=LEARNING_RATE)
+for x, y in batches():
+    optimizer.zero_grad()
+    lesson(x[rank::2], y[rank::2]).backward()
+    optimizer.step()
+seen = {{"student": whole.module.state_dict(), "beside": lesson.regressors.state_dict()}}
+torch.save(seen, f"{{folder}}/lesson.{{rank}}")
 dist.destroy_process_group()
 """
 
@@ -55,6 +69,14 @@ def network():
 def batches():
     generator = torch.Generator().manual_seed(1)
     return [(torch.randn(16, 6, generator=generator), torch.randint(12, (16,), generator=generator)) for _ in range(5)]
+
+
+def taught():
+    """A student with losses whose mean over two halves of a batch is that over the batch."""
+    torch.manual_seed(3)
+    teacher = nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 12))
+    losses = [Logits(), Hints(("0",)), Attention(form="gradient", weight=0.5)]
+    return Lesson(network(), teacher, losses, example=batches()[0][0])
 
 
 def grads(model):
@@ -106,3 +128,19 @@ def test_two_processes_equal_one(folder, name):
     both = [(a + b) / 2 for a, b in zip(first["losses"], second["losses"])]
     assert both == pytest.approx(losses, abs=1e-4)
     assert (folder / f"{name}.checkpoint").exists()
+
+
+def test_two_processes_are_taught_as_one(folder):
+    """Hints' regressor and the second derivatives of attention by gradients among them."""
+    first, second = (torch.load(folder / f"lesson.{rank}", weights_only=True) for rank in range(2))
+    lesson = taught()
+    optimizer = torch.optim.SGD([*lesson.student.parameters(), *lesson.parameters()], lr=LEARNING_RATE)
+    for x, y in batches():
+        optimizer.zero_grad()
+        lesson(x, y).backward()
+        optimizer.step()
+    for part, own in (("student", lesson.student), ("beside", lesson.regressors)):
+        for key, value in own.state_dict().items():
+            assert torch.equal(first[part][key], second[part][key]), key
+            assert torch.allclose(first[part][key], value, atol=1e-6), key
+    assert not torch.equal(lesson.regressors.state_dict()["1_0.weight"], taught().regressors.state_dict()["1_0.weight"])

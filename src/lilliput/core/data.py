@@ -90,3 +90,14 @@ def call(model: nn.Module, inputs: Any) -> Any:
     if isinstance(inputs, list | tuple):
         return model(*inputs)
     return model(inputs)
+
+
+def logits_of(output: Any) -> Tensor:
+    """Returns the logits of a model's output: the tensor itself, `.logits`, `["logits"]`, or the first of a tuple."""
+    if isinstance(output, Mapping):
+        output = output.get("logits", next(iter(output.values()), None))
+    elif not isinstance(output, Tensor):
+        output = getattr(output, "logits", output[0] if isinstance(output, list | tuple) and output else None)
+    if not isinstance(output, Tensor):
+        raise DataError(f"no logits in the model's output ({type(output).__name__}): give loss=")
+    return output

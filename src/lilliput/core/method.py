@@ -50,6 +50,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "penalty": ("penalty",),
     "activation quantizer": ("observe", "forward"),
     "loss": ("loss",),
+    "feature loss": ("between",),
     "gradient hook": ("hook",),
     "gradient rule": ("sparsify",),
     "graph pass": ("rewrite",),
@@ -335,6 +336,30 @@ class Loss(Protocol):
 
     def loss(self, student: Tensor, teacher: Tensor, target: Tensor | None) -> Tensor:
         """Returns a scalar to be minimised."""
+        ...
+
+
+class FeatureLoss(Protocol):
+    """A distillation loss on layers of student and teacher, which `train.lesson.Lesson` collects.
+
+    It may have a method `regressor(student_shape, teacher_shape) -> nn.Module` for a layer that is trained beside the
+    student, through which the student's output goes first.
+
+    Attributes:
+        layers: of the student, by their names in `named_modules`.
+        teacher_layers: of the teacher, as many; none for the same names.
+    """
+
+    layers: tuple[str, ...]
+    teacher_layers: tuple[str, ...]
+
+    @property
+    def slopes(self) -> bool:
+        """Whether `between` takes gradients of the cross-entropy with respect to the outputs instead of these."""
+        return False
+
+    def between(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Returns the loss of one pair of layers, a scalar to be minimised; no gradient flows to the teacher."""
         ...
 
 

@@ -23,7 +23,13 @@ KEY = "lilliput.training"
 VERSION = 1
 
 
-def save(path: Path, model: nn.Module, optimizer: Optimizer, position: Mapping[str, Any]) -> None:
+def save(
+    path: Path,
+    model: nn.Module,
+    optimizer: Optimizer,
+    position: Mapping[str, Any],
+    beside: nn.Module | None = None,
+) -> None:
     """Writes the state of model and optimizer, and where the training stands.
 
     Args:
@@ -31,11 +37,14 @@ def save(path: Path, model: nn.Module, optimizer: Optimizer, position: Mapping[s
         model: its `state_dict` is saved, what is attached to it included.
         optimizer: the state of each parameter goes by the parameter's name in the model.
         position: JSON-able.
+        beside: what is trained with it and is no part of it.
 
     Raises:
         FileError: if it can't be written; nothing is left behind then.
     """
     tensors = {f"model/{name}": _own(tensor) for name, tensor in model.state_dict().items()}
+    if beside is not None:
+        tensors |= {f"beside/{name}": _own(tensor) for name, tensor in beside.state_dict().items()}
     plain: dict[str, dict[str, Any]] = {}
     for name, parameter in _named(model, optimizer):
         for field, value in optimizer.state.get(parameter, {}).items():
@@ -97,8 +106,8 @@ def peek(path: Path) -> dict[str, Any]:
     return dict(_read(path)[0]["position"])
 
 
-def load(path: Path, model: nn.Module, optimizer: Optimizer) -> None:
-    """Puts model and optimizer in the state that a checkpoint holds.
+def load(path: Path, model: nn.Module, optimizer: Optimizer, beside: nn.Module | None = None) -> None:
+    """Puts model, optimizer and what was trained beside the model in the state that a checkpoint holds.
 
     Raises:
         FileError: if the file is no checkpoint of a training.
@@ -110,8 +119,11 @@ def load(path: Path, model: nn.Module, optimizer: Optimizer) -> None:
     if state.keys() != own.keys() or len(header["groups"]) != len(optimizer.param_groups):
         other = sorted(state.keys() ^ own.keys())[:3]
         raise ModelError(f"{path}: a checkpoint of another model, recipe or optimizer ({', '.join(other)} ...)")
+    others = {name.removeprefix("beside/"): t for name, t in tensors.items() if name.startswith("beside/")}
     try:
         model.load_state_dict(state)
+        if beside is not None:
+            beside.load_state_dict(others)
     except RuntimeError as error:
         raise ModelError(f"{path}: a checkpoint of another model: {' '.join(str(error).split())[:200]}") from None
     for group, saved in zip(optimizer.param_groups, header["groups"]):

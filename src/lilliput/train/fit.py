@@ -18,12 +18,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrize
 from torch.optim import AdamW, Optimizer
 
-from lilliput.core.data import call, inputs_of, target_of
+from lilliput.core.data import call, inputs_of, logits_of, peeked, target_of
 from lilliput.core.errors import DataError, ModelError
-from lilliput.distill.logits import Logits
 from lilliput.train import checkpoint
 from lilliput.train.attach import advance, attachment, new_parameters
 from lilliput.train.gradients.state import HookState
+from lilliput.train.lesson import Lesson, is_taught, needs_example
 from lilliput.train.penalty import penalized
 from lilliput.train.randomness import preserved, seed_step
 
@@ -96,7 +96,7 @@ def fit(
     epochs: int = 1,
     loss: Any = None,
     optimizer: Optimizer | None = None,
-    teacher: nn.Module | None = None,
+    teacher: Callable[..., Any] | None = None,
     options: FitOptions | None = None,
 ) -> list[float]:
     """Trains a model in place.
@@ -112,9 +112,10 @@ def fit(
         data: iterable anew for each epoch, of (inputs, targets) or dicts.
         epochs: how often to go through the data.
         loss: `loss(output, target)`; by default cross-entropy, or for dicts the model's own `.loss`. With a teacher
-            a distillation loss, by default `distill.Logits()`.
+            one or a list of distillation losses, whose sum is taken; by default `distill.logits.Logits()`.
         optimizer: the user's; its learning rate is left alone, parameters that `attach` added are added if missing.
-        teacher: a trained model, called in eval mode on the same inputs.
+        teacher: a trained model, called in eval mode on the same inputs; for losses on logits anything that can be
+            called, such as `CachedLogits`. See `Lesson`.
         options: everything else.
 
     Returns:
@@ -131,12 +132,19 @@ def fit(
     True
     """
     options = options or FitOptions()
-    if (teacher is not None) != hasattr(loss, "loss") and loss is not None:
+    if (teacher is not None) != is_taught(loss) and loss is not None:
         raise DataError("a teacher and a distillation loss, such as distill.logits.Logits(), need one another")
     if epochs < 1:
         raise DataError(f"epochs = {epochs} must be at least 1")
-    training = _Training(model, epochs, loss, optimizer, teacher, options)
-    with preserved(model, teacher):
+    lesson = None
+    if teacher is not None:
+        example = None
+        if needs_example(loss):
+            batch, data = peeked(data)
+            example = _moved(inputs_of(batch), _device(model))
+        lesson = Lesson(model, teacher, loss, example=example, seed=options.seed)
+    training = _Training(model, epochs, loss, optimizer, lesson, options)
+    with preserved(model):
         training.run(data)
     return training.position.losses
 
@@ -150,27 +158,25 @@ class _Training:
         epochs: int,
         loss: Any,
         optimizer: Optimizer | None,
-        teacher: nn.Module | None,
+        lesson: Lesson | None,
         options: FitOptions,
     ) -> None:
-        self.model, self.epochs, self.teacher, self.options = model, epochs, teacher, options
+        self.model, self.epochs, self.lesson, self.options = model, epochs, lesson, options
         self.inner: nn.Module = model.module if isinstance(model, DistributedDataParallel) else model
         self.rank = torch.distributed.get_rank() if isinstance(model, DistributedDataParallel) else 0
-        self.loss: Any = Logits() if loss is None and teacher is not None else loss
+        self.loss: Any = loss
         self.own_rate = optimizer is None
         self.optimizer = optimizer if optimizer is not None else default_optimizer(self.inner, options)
-        self.device = next((p.device for p in self.inner.parameters()), torch.device("cpu"))
+        self.device = _device(model)
         self.position = Position(0, 0, 0, 0, 0.0, [])
         holders = {id(p): group for group in self.optimizer.param_groups for p in group["params"]}
         # A weight that the optimizer doesn't train isn't shrunk either.
         self.penalized = [(w, term, holders[id(w)]) for w, term in penalized(self.inner) if id(w) in holders]
-        _follow(self.optimizer, [], new_parameters(self.inner))
+        _follow(self.optimizer, [], new_parameters(self.inner) + (lesson.parameters() if lesson else []))
 
     def run(self, data: Iterable[Any]) -> None:
         """Trains from the checkpoint, if there is one, to the end."""
         self.model.train()
-        if self.teacher is not None:
-            self.teacher.eval()
         self.resume()
         with self.shown() as step_done:
             while self.position.epoch < self.epochs:
@@ -191,7 +197,7 @@ class _Training:
         self.position = Position(**saved)
         # What schedules had reached decides which parts there are to be loaded.
         self._advance(saved_progress(self.position, self.epochs))
-        checkpoint.load(path, self.inner, self.optimizer)
+        checkpoint.load(path, self.inner, self.optimizer, self._taught())
         if self.options.hook is not None:
             checkpoint.load_hook(self._beside(path), self.options.hook, self.position.step)
 
@@ -271,6 +277,8 @@ class _Training:
         inputs, target = inputs_of(batch), target_of(batch)
         # Weights are computed once for each forward pass, however often a layer looks at them.
         with parametrize.cached():
+            if self.lesson is not None:
+                return self.lesson(inputs, target)
             if self.loss is None and isinstance(batch, Mapping) and _takes_labels(self.inner, batch):
                 output = call(self.model, batch)
                 own = getattr(output, "loss", None)
@@ -278,14 +286,9 @@ class _Training:
                     return own
             else:
                 output = call(self.model, inputs)
-        if self.teacher is not None:
-            with torch.no_grad():
-                taught = logits_of(call(self.teacher, inputs))
-            result: Tensor = self.loss.loss(logits_of(output), taught, target)
-            return result
         if self.loss is not None:
-            result = self.loss(output, target)
-            return result  # noqa: RET504 - typed: what the user's function gives is Any
+            result: Tensor = self.loss(output, target)
+            return result
         if target is None:
             raise DataError("the batches hold no targets: give (inputs, targets), or loss=, or a teacher")
         return functional.cross_entropy(logits_of(output), target)
@@ -322,7 +325,11 @@ class _Training:
             checkpoint.save_hook(self._beside(path), self.options.hook, self.position.step)
         if path is not None and self.rank == 0:
             position = {**vars(self.position), "recipe": self._recipe(), "seed": self.options.seed}
-            checkpoint.save(path, self.inner, self.optimizer, position)
+            checkpoint.save(path, self.inner, self.optimizer, position, self._taught())
+
+    def _taught(self) -> nn.Module | None:
+        """What is trained beside the model."""
+        return self.lesson.regressors if self.lesson is not None else None
 
 
 def saved_progress(position: Position, epochs: int) -> float:
@@ -366,17 +373,6 @@ def default_optimizer(model: nn.Module, options: FitOptions) -> AdamW:
     )
 
 
-def logits_of(output: Any) -> Tensor:
-    """Returns the logits of a model's output: the tensor itself, `.logits`, `["logits"]`, or the first of a tuple."""
-    if isinstance(output, Mapping):
-        output = output.get("logits", next(iter(output.values()), None))
-    elif not isinstance(output, Tensor):
-        output = getattr(output, "logits", output[0] if isinstance(output, list | tuple) and output else None)
-    if not isinstance(output, Tensor):
-        raise DataError(f"no logits in the model's output ({type(output).__name__}): give loss=")
-    return output
-
-
 def _follow(optimizer: Optimizer, before: list[nn.Parameter], after: list[nn.Parameter]) -> list[nn.Parameter]:
     """Makes the optimizer take up parameters that are new and let go of those that are gone; returns the new."""
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
@@ -395,6 +391,10 @@ def _follow(optimizer: Optimizer, before: list[nn.Parameter], after: list[nn.Par
 def _takes_labels(model: nn.Module, batch: Mapping[str, Any]) -> bool:
     names = inspect.signature(model.forward).parameters
     return "labels" in batch and "labels" in names
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
 def _length(data: Iterable[Any]) -> int:
