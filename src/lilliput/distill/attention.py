@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from lilliput.core.checks import check_range
+from lilliput.core.contracts import FeatureLoss
 from lilliput.core.errors import DataError, MethodError
-from lilliput.core.method import FeatureLoss
 
 NAME = "distill/attention"
 FORMS = ("activation", "gradient")

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from lilliput.core.checks import check_range
+from lilliput.core.contracts import FeatureLoss
 from lilliput.core.errors import DataError
-from lilliput.core.method import FeatureLoss
 
 NAME = "distill/hints"
 LARGEST = 9

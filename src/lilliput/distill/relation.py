@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from lilliput.core.checks import check_range
+from lilliput.core.contracts import FeatureLoss
 from lilliput.core.errors import DataError
-from lilliput.core.method import FeatureLoss
 
 NAME = "distill/relation"
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from lilliput.core.checks import check_range
-from lilliput.core.method import Network
+from lilliput.core.contracts import Network
 from lilliput.nets.parts import check_net, scaled
 
 # Filters, kernel, groups, local response normalisation and pool after it.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lilliput.core.checks import check_range
-from lilliput.core.method import Network
+from lilliput.core.contracts import Network
 from lilliput.core.packed import Packed
 from lilliput.nets.parts import check_net
 from lilliput.solve.seeded import ternary

@@ -9,7 +9,7 @@ from typing import Literal
 from torch import nn
 
 from lilliput.core.checks import check_range
-from lilliput.core.method import Network
+from lilliput.core.contracts import Network
 from lilliput.nets.parts import check_choice, check_net
 
 FORMS = ("300-100", "5")

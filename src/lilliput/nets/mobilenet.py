@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from lilliput.core.checks import check_range
-from lilliput.core.method import Network
+from lilliput.core.contracts import Network
 from lilliput.nets.parts import SMALL, check_net, conv_norm, scaled
 
 BLOCKS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *(((512, 1),) * 5), (1024, 2), (1024, 1))

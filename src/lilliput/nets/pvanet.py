@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lilliput.core.checks import check_range
+from lilliput.core.contracts import Network
 from lilliput.core.errors import MethodError
-from lilliput.core.method import Network
 from lilliput.nets.parts import SMALL, check_choice, check_net, conv_norm, scaled
 
 HEADS = ("pooled", "caffe", "none", "detection")

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lilliput.core.checks import check_range
+from lilliput.core.contracts import Network
 from lilliput.core.errors import MethodError
-from lilliput.core.method import Network
 from lilliput.nets.parts import SMALL, check_choice, check_net, scaled
 
 DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lilliput.core.checks import check_range
-from lilliput.core.method import Network
+from lilliput.core.contracts import Network
 from lilliput.nets.parts import SMALL, check_choice, check_net, conv_norm, scaled
 
 WIDTHS = {1: 144, 2: 200, 3: 240, 4: 272, 8: 384}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lilliput.core.checks import check_range
-from lilliput.core.method import Network
+from lilliput.core.contracts import Network
 from lilliput.nets.parts import SMALL, check_choice, check_net, scaled
 
 SQUEEZED = {2: 16, 3: 16, 4: 32, 5: 32, 6: 48, 7: 48, 8: 64, 9: 64}

@@ -9,7 +9,7 @@ from typing import Literal
 from torch import nn
 
 from lilliput.core.checks import check_range
-from lilliput.core.method import Network
+from lilliput.core.contracts import Network
 from lilliput.nets.parts import check_choice, check_net, conv_norm, scaled
 
 DEPTHS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
