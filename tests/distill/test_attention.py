@@ -122,7 +122,7 @@ def test_attention_by_gradients_at_a_layer_and_at_equal_models():
     assert student[0].weight.grad.abs().sum() > 0
     same = Lesson(student, network(), Attention(form="gradient"))(x, y)
     same.backward()
-    assert float(same) == 0
+    assert same.item() == 0
     assert all(torch.isfinite(p.grad).all() for p in student.parameters() if p.grad is not None)
 
 

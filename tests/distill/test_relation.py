@@ -64,7 +64,7 @@ def test_examples_that_coincide_and_batches_too_small():
         small = points(0, count).requires_grad_()
         loss = Relation().between(small, points(1, count))
         loss.backward()
-        assert float(loss) == 0
+        assert loss.item() == 0
     assert bool(torch.isfinite(Relation().between(torch.ones(3, 2), torch.ones(3, 2))))
 
 
