@@ -14,6 +14,8 @@ from lilliput.testing import (
     network,
     pattern,
     penalty,
+    range_solver,
+    rounding_solver,
     schedule,
 )
 
@@ -23,6 +25,8 @@ SUITES = {
     "penalty": penalty,
     "schedule": schedule,
     "loss": loss,
+    "range solver": range_solver,
+    "rounding solver": rounding_solver,
     "feature loss": feature_loss,
     "activation quantizer": activation_quantizer,
     "network": network,

@@ -222,3 +222,11 @@ def test_memory_of_a_large_layer():
     )
     kilobytes = float(found.stdout.split()[0])
     assert 1024 * kilobytes < 4 * (rows * columns + 3 * columns * columns)
+
+
+def test_a_layer_with_one_output_is_fitted_to_the_weight_as_it_was():
+    weight, gram = problem(rows=1)
+    before = weight.clone()
+    mask = torch.arange(40)[None] % 2 == 0
+    sweep(weight, inverse_factor(gram, 0), following(mask), [40])
+    assert torch.equal(weight, before)

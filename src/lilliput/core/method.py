@@ -55,6 +55,8 @@ KINDS: dict[str, tuple[str, ...]] = {
     "gradient rule": ("sparsify",),
     "graph pass": ("rewrite",),
     "coding": ("encode", "decode"),
+    "range solver": ("span",),
+    "rounding solver": ("settle",),
     "engine": ("load",),
     "network": ("build",),
 }

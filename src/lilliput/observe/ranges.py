@@ -53,6 +53,20 @@ class Histogram:
     high: float
     zeros: int
 
+    def points(self) -> tuple[Tensor, Tensor]:
+        """Returns the centres of the bins between the ends, (1, n), float64, and their counts, (n,).
+
+        >>> one = HistogramOf()
+        >>> one.see(torch.tensor([0.0, 0.9, 0.9]))
+        >>> values, counts = one.result().points()
+        >>> counts[[0, -1]].tolist(), round(float(values[0, -1]), 2)
+        ([1, 2], 0.9)
+        """
+        seen = self.counts.nonzero()[:, 0]
+        first, last = (int(seen[0]), int(seen[-1]) + 1) if len(seen) else (0, 0)
+        centres = self.start + self.width * (torch.arange(first, last, dtype=torch.float64) + 0.5)
+        return centres[None], self.counts[first:last]
+
 
 class RangeOf:
     """Collects `Range`."""

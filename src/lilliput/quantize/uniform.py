@@ -12,6 +12,9 @@ from lilliput.core.checks import check_range, check_weight
 from lilliput.core.errors import MethodError, NotWorthwhile
 from lilliput.core.method import WeightMethod
 from lilliput.core.packed import Packed, cut_shape, take
+from lilliput.core.solver import solvers_of
+from lilliput.solve.grid import Grid, whole
+from lilliput.solve.levels import GridLevels
 
 NAME = "quantize/uniform"
 
@@ -25,6 +28,10 @@ class Uniform(WeightMethod):
     Affine: codes 0..2^bits-1, the range extended to hold 0, and an integer zero point, so that zero is a level again
     (Jacob et al. 2018, arXiv 1712.05877). An exact zero always comes back as an exact zero.
 
+    What `solver` names finds the ranges (`minmax` is the rule above; `percentile`, `mse`, `hqq`, `rate`, ... clip or
+    choose otherwise) and the roundings (`gptq` and `adaround`, which need data), as in `"mse+gptq"`; settings follow
+    a colon, `"percentile:99.9"`. `lilliput list quantize/solvers` names them all.
+
     With `cell_mean`, a level stands where the mean of its weights lies, in units of the scale, instead of on the grid:
     the conditional mean minimises the squared error of given cells (Lloyd 1982), rows counted by their scale, and
     an entropy coder makes the uneven use of the levels cheap.
@@ -35,6 +42,7 @@ class Uniform(WeightMethod):
         per: one scale per tensor, per row (first axis) or per group of `group` weights within a row.
         group: weights in a group; must divide the weights of a row.
         cell_mean: store the mean of each cell as its level.
+        solver: how ranges and roundings are found; see above.
 
     >>> packed = Uniform(bits=2, per="tensor").pack(torch.tensor([0.9, -1.0, 0.1]))
     >>> packed.parts["codes"].tolist(), packed.parts["scale"].tolist()
@@ -46,6 +54,7 @@ class Uniform(WeightMethod):
     per: Literal["tensor", "row", "group"] = "row"
     group: int = 128
     cell_mean: bool = False
+    solver: str = "minmax"
 
     into = ("scale", "levels")
     keeps_zeros = True
@@ -55,44 +64,73 @@ class Uniform(WeightMethod):
         check_range(NAME, "group", self.group, 1, 2**31)
         if self.per not in {"tensor", "row", "group"}:
             raise MethodError(f"{NAME}: no per = '{self.per}'; there are tensor, row, group")
+        solvers = solvers_of(self.solver)
+        if self.cell_mean and solvers.rounding is not None:
+            raise MethodError(f"{NAME}: cell_mean is for weights that go to the nearest level, not for '{self.solver}'")
+        if self.bits == 1 and self.symmetric and solvers.range not in {None, solvers_of("minmax").range}:
+            raise MethodError(f"{NAME}: the one scale of 1 bit is mean|w|; '{self.solver}' has no say in it")
+        if solvers.needs:
+            # What is needed depends on a setting, so that this instance differs from its class.
+            object.__setattr__(self, "needs", solvers.needs)
 
     def pack(self, weight: Tensor, stats: object = None, prior: Packed | None = None) -> Packed:
         """Packs to parts `codes` (int8 or uint8, dense), `scale`, and `zero` and `levels` where they are used.
 
         Raises:
-            MethodError: if a weight isn't finite or the group size doesn't divide a row.
+            MethodError: if a weight isn't finite, the group size doesn't divide a row, or the solver lacks its data.
         """
         check_weight(weight, NAME)
         rows = rows_of(tuple(weight.shape), self.per, self.group)
-        work = weight.to(torch.promote_types(weight.dtype, torch.float32)).reshape(rows)
-        codes, parts = self._symmetric(work) if self.symmetric else self._affine(work)
+        work = weight.detach().to(torch.promote_types(weight.dtype, torch.float32)).reshape(rows)
+        codes, parts = self._coded(work, weight, stats)
         settings = {"per": self.per, "group": self.group if self.per == "group" else 0}
         packed = Packed(
             NAME, tuple(weight.shape), weight.dtype, {"codes": codes.reshape(weight.shape), **parts}, settings
         )
         return self._with_levels(packed, work) if self.cell_mean else packed
 
-    def _symmetric(self, work: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        if self.bits == 1:
+    @property
+    def grid(self) -> Grid:
+        """The codes that there may be."""
+        return Grid(self.bits, self.symmetric)
+
+    def _coded(self, work: Tensor, weight: Tensor, stats: object) -> tuple[Tensor, dict[str, Tensor]]:
+        """The codes, of the shape of `work`, and the parts beside them."""
+        scale, zero = self._steps(work, stats)
+        rounding = solvers_of(self.solver).rounding
+        if rounding is not None and work.numel():
+            codes = self._placed(work, weight, scale, zero, stats)
+        elif self.bits == 1 and self.symmetric:
+            codes = torch.sign(work)
+        else:
+            codes = self.grid.codes(work, scale[:, None], zero[:, None])
+        if self.symmetric:
+            return codes.to(torch.int8), {"scale": scale}
+        return codes.to(torch.uint8), {"scale": scale, "zero": zero.to(torch.uint8)}
+
+    def _steps(self, work: Tensor, stats: object) -> tuple[Tensor, Tensor]:
+        """The scale and the zero point of each row of `work`."""
+        if self.bits == 1 and self.symmetric:
             live = (work != 0).sum(1)
             # Summed in double: the sum of a row may be larger than any float32.
-            scale = work.abs().double().sum(1) / live.clamp(min=1)
-            return torch.sign(work).to(torch.int8), {"scale": scale.to(work.dtype)}
-        top = 2 ** (self.bits - 1) - 1
-        scale = (work.abs().amax(1) if work.numel() else work.new_zeros(len(work))) / top
-        codes = torch.round(work / _divisor(scale)).clamp(-top, top)
-        return codes.to(torch.int8), {"scale": scale}
+            scale = (work.abs().double().sum(1) / live.clamp(min=1)).to(work.dtype)
+            return scale, torch.zeros_like(scale)
+        solver = solvers_of(self.solver).range or solvers_of("minmax").range
+        assert solver is not None
+        return self.grid.step(*solver.span(work, self.grid, stats=stats))
 
-    def _affine(self, work: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        top = 2**self.bits - 1
-        zeros = work.new_zeros(len(work))
-        low = torch.minimum(work.amin(1), zeros) if work.numel() else zeros
-        high = torch.maximum(work.amax(1), zeros) if work.numel() else zeros
-        # Halved before the difference, so that a range as wide as the dtype's own doesn't overflow.
-        scale = (high / 2 - low / 2) / top * 2
-        zero = torch.round(-low / _divisor(scale)[:, 0]).clamp(0, top)
-        codes = (torch.round(work / _divisor(scale)) + zero[:, None]).clamp(0, top)
-        return codes.to(torch.uint8), {"scale": scale, "zero": zero.to(torch.uint8)}
+    def _placed(self, work: Tensor, weight: Tensor, scale: Tensor, zero: Tensor, stats: object) -> Tensor:
+        """The codes that the rounding solver chooses, of the shape of `work`."""
+        solver = solvers_of(self.solver).rounding
+        assert solver is not None
+        size = 2.0 ** float(torch.frexp(work.abs().max().double()).exponent)
+        shape = (weight.shape[0], -1) if weight.ndim else (1, 1)
+        step = (scale.double() / size).to(work.dtype)[:, None].expand(work.shape)
+        shift = zero[:, None].expand(work.shape)
+        levels = GridLevels(self.grid, step.reshape(shape), shift.reshape(shape))
+        scaled = (work.double() / size).to(work.dtype)
+        values = solver.settle(scaled.reshape(shape), levels, stats).reshape(work.shape)
+        return torch.round(values / whole(step)).add_(shift)
 
     def _with_levels(self, packed: Packed, work: Tensor) -> Packed:
         """Adds the mean of each cell in units of the scale, shared by all rows; the cell of exact zeros stays zero.
@@ -101,7 +139,7 @@ class Uniform(WeightMethod):
         """
         steps = centred(packed, (work.shape[0], work.shape[1])).flatten()
         scale = packed.tensor("scale").double()
-        unit = (work.double() / _divisor(scale)).flatten()
+        unit = (work.double() / whole(scale)[:, None]).flatten()
         share = (scale / scale.max().clamp(min=1e-300) if len(scale) else scale).square()
         share = share.repeat_interleave(work.shape[1])
         lowest, count = level_range(packed)
@@ -158,11 +196,6 @@ class Uniform(WeightMethod):
     def choices(cls) -> tuple[WeightMethod, ...]:
         """2 to 8 bits, symmetric, per row; cell means where they are few."""
         return tuple(replace(cls(), bits=bits, cell_mean=bits <= 5) for bits in range(2, 9))
-
-
-def _divisor(scale: Tensor) -> Tensor:
-    """The scale as a column, with 1 where it is 0 (all its weights are zero)."""
-    return torch.where(scale > 0, scale, 1)[:, None]
 
 
 def on_grid(weight: Tensor, codes: Tensor, scale: Tensor, per: str = "tensor", group: int = 0) -> Packed:

@@ -12,8 +12,10 @@ from lilliput.core.checks import check_range, check_weight
 from lilliput.core.errors import MethodError
 from lilliput.core.method import WeightMethod
 from lilliput.core.packed import Packed, cut_shape, take, unpack
+from lilliput.core.solver import solvers_of
 from lilliput.solve import kmeans1d
 from lilliput.solve.interval_partition import LARGEST_K
+from lilliput.solve.levels import CodebookLevels
 
 NAME = "share/kmeans"
 # Weights that are looked at together, where there are many.
@@ -38,6 +40,8 @@ class KMeans(WeightMethod):
         init: `"optimal"`, or how Lloyd's iteration starts: `"forgy"` (k of the weights, at random), `"density"` (evenly
             spaced in the cumulative distribution) or `"linear"` (evenly spaced from min to max).
         seed: of `forgy`.
+        solver: which value each weight gets: the nearest, or what a rounding solver says, which sees the data
+            (`"gptq"`, `"adaround"`).
 
     >>> packed = KMeans(bits=1).pack(torch.tensor([[1.0, 0.0, 1.5], [-2.0, 0.0, 0.0]]))
     >>> packed.parts["codes"].tolist(), packed.parts["codebook"].tolist()
@@ -48,6 +52,7 @@ class KMeans(WeightMethod):
     k: int = 0
     init: Literal["optimal", "forgy", "density", "linear"] = "optimal"
     seed: int = 0
+    solver: str = ""
 
     into = ("codebook",)
     keeps_zeros = True
@@ -62,6 +67,11 @@ class KMeans(WeightMethod):
         check_range(NAME, "seed", self.seed, 0, 2**63, open_high=True)
         if self.init not in {"optimal", "forgy", "density", "linear"}:
             raise MethodError(f"{NAME}: no init '{self.init}'; there are optimal, forgy, density, linear")
+        if solvers_of(self.solver).range is not None:
+            raise MethodError(f"{NAME}: '{self.solver}' finds ranges, which a codebook hasn't; take gptq or adaround")
+        if self.solver:
+            # What is needed depends on a setting, so that this instance differs from its class.
+            object.__setattr__(self, "needs", solvers_of(self.solver).needs)
 
     @property
     def clusters(self) -> int:
@@ -73,12 +83,12 @@ class KMeans(WeightMethod):
 
         Args:
             weight: any shape, any floating-point dtype.
-            stats: not used.
+            stats: what the solver needs.
             prior: the weight packed before: its codes and (trained) codebook stay, unless it has more values than
                 this setting asks for; weights that have become zero since get the code of zero.
 
         Raises:
-            MethodError: if a weight isn't finite.
+            MethodError: if a weight isn't finite, or the solver lacks its data.
         """
         weight = weight.detach()
         check_weight(weight, NAME)
@@ -91,11 +101,22 @@ class KMeans(WeightMethod):
         # By pieces: a mask picks by indices of eight bytes, which for a large weight are many.
         values = torch.cat([piece[piece != 0] for piece in torch.split(flat, PIECE)]) if zero else flat
         codebook = self._codebook(values)
+        if self.solver and values.numel():
+            values = self._placed(weight, codebook, stats)
         codes = kmeans1d.assign(values, codebook).to(_code_dtype(len(codebook) + zero))
         if zero:
             del values  # of a large weight there is memory enough in use by now
             codes = _in_places(flat != 0, codes.add_(1))
         return _packed(weight, codes, codebook.to(flat.device), zero)
+
+    def _placed(self, weight: Tensor, codebook: Tensor, stats: object) -> Tensor:
+        """The shared values that the solver chooses for the weights that aren't zero."""
+        solver = solvers_of(self.solver).rounding
+        assert solver is not None
+        size = 2.0 ** float(torch.frexp(weight.abs().max().double()).exponent)
+        work, table = ((part.double() / size).to(codebook.dtype) for part in (weight, codebook))
+        placed = solver.settle(work.reshape(weight.shape[0] if weight.ndim else 1, -1), CodebookLevels(table), stats)
+        return codebook[kmeans1d.assign(placed.flatten(), table).long()][(work != 0).flatten()]
 
     def _codebook(self, values: Tensor) -> Tensor:
         """The shared values, ascending, as the weight's dtype can hold them."""

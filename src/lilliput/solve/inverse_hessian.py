@@ -96,7 +96,7 @@ def sweep(weight: Tensor, upper: Tensor, choose: Choose, groups: Sequence[int], 
     >>> [round(float(value), 4) for value in removed[0]]
     [0.0, 1.95]
     """
-    work = weight.T.contiguous()
+    work = weight.T.clone(memory_format=torch.contiguous_format)
     start = at = 0
     while at < len(groups):
         first, stop = at, start
@@ -117,3 +117,78 @@ def sweep(weight: Tensor, upper: Tensor, choose: Choose, groups: Sequence[int], 
         work[stop:].addmm_(upper[start:stop, stop:].T, errors, alpha=-1)
         start = stop
     return work.T.contiguous()
+
+
+Place = Callable[[Tensor, int], Tensor]
+"""(values of a column, which one) -> the levels that they get."""
+
+
+def feedback(weight: Tensor, upper: Tensor, place: Place, block: int = 128) -> Tensor:
+    """Rounds column by column, and lets the columns that are still to come make up for each error (GPTQ).
+
+    For column i: q = place(w), e = (w - q) / U_ii, and W[:, j] -= e U_ij for all j > i. The sum of e^2 is
+    |(W - Q) X|^2 / n, exactly if there is no damping (Frantar et al. 2022, arXiv 2210.17323).
+
+    Args:
+        weight: (rows, columns), float; unchanged.
+        upper: of `inverse_factor`, (columns, columns).
+        place: the levels of a column, given what it is when its turn comes.
+        block: columns whose effect on all later ones is gathered before it is applied.
+
+    Returns:
+        Q, (rows, columns).
+
+    >>> pair = torch.tensor([[2.0, 1.9], [1.9, 2.0]])
+    >>> feedback(torch.tensor([[0.4, 0.4]]), inverse_factor(pair, 0), lambda values, column: values.round())
+    tensor([[0., 1.]])
+    """
+    work = weight.T.clone(memory_format=torch.contiguous_format)
+    for start in range(0, len(work), block):
+        stop = min(start + block, len(work))
+        tile, part = upper[start:stop, start:stop], work[start:stop]
+        errors = torch.empty_like(part)
+        for i in range(stop - start):
+            placed = place(part[i], start + i)
+            torch.sub(part[i], placed, out=errors[i]).div_(tile[i, i])
+            part[i] = placed
+            part[i + 1 :].addr_(tile[i, i + 1 :], errors[i], alpha=-1)
+        work[stop:].addmm_(upper[start:stop, stop:].T, errors, alpha=-1)
+    return work.T.contiguous()
+
+
+def descend(weight: Tensor, gram: Tensor, start: Tensor, place: Place, block: int = 128) -> Tensor:
+    """Chooses each column anew, given what all others are; tr((W - Q) G (W - Q)^T) never grows.
+
+    For column j the best real value is q_j + [(W - Q) G]_j / G_jj, and the error is a parabola around it, so that the
+    nearest level is the best one (coordinate descent, Behdin et al. 2023, arXiv 2309.01885).
+
+    Args:
+        weight: W, (rows, columns); unchanged.
+        gram: G, symmetric, positive semidefinite, (columns, columns).
+        start: Q to begin with, (rows, columns).
+        place: must give the nearest levels.
+        block: columns whose effect on all others is gathered before it is applied.
+
+    Returns:
+        Q after going through all columns once.
+
+    >>> pair = torch.tensor([[2.0, 1.9], [1.9, 2.0]])
+    >>> descend(torch.tensor([[0.4, 0.4]]), pair, torch.zeros(1, 2), lambda values, column: values.round() + 0.0)
+    tensor([[1., 0.]])
+    """
+    found = start.T.clone(memory_format=torch.contiguous_format)
+    pull = gram @ (weight.T - found)
+    for begin in range(0, len(found), block):
+        end = min(begin + block, len(found))
+        tile, part, own = gram[begin:end, begin:end], found[begin:end], pull[begin:end]
+        before = part.clone()
+        for i in range(end - begin):
+            if tile[i, i] <= 0:
+                continue
+            placed = place(part[i] + own[i] / tile[i, i], begin + i)
+            own.addr_(tile[i], part[i] - placed)
+            part[i] = placed
+        change = before.sub_(part)
+        pull[:begin].addmm_(gram[:begin, begin:end], change)
+        pull[end:].addmm_(gram[end:, begin:end], change)
+    return found.T.contiguous()

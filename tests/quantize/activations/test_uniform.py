@@ -154,3 +154,28 @@ def test_an_unknown_solver_is_refused():
 def test_missing_numbers_are_one_clear_line():
     with pytest.raises(MethodError, match="'scale' is missing"):
         Uniform().forward(torch.zeros(2), {})
+
+
+@pytest.mark.parametrize("solver", ["percentile:99.5", "mse", "kl", "kl_ncnn", "aciq:normal", "hqq"])
+@pytest.mark.parametrize("form", ["symmetric", "affine"])
+def test_a_solver_sees_the_histogram_as_it_would_see_the_values(solver, form):
+    """Within what the width of a bin makes of it; and an outlier is clipped."""
+    values = torch.randn(20_000, generator=torch.Generator().manual_seed(0))
+    values = values.relu() if form == "affine" else values
+    values[7] = 12.0
+    collected = HistogramOf()
+    for batch in values.split(5000):
+        collected.see(batch)
+    method = Uniform(bits=4, form=form, solver=solver)
+    found = method.observe(Stats({"histogram": collected.result()}))["scale"]
+    grid = Grid(4, form == "symmetric")
+    span = solvers_of(solver).range.span(values[None], grid)
+    expected = float(grid.step(*span)[0])
+    assert found == pytest.approx(expected, rel=0.08)
+    assert found < 0.8 * 12.0 / grid.highest
+
+
+@pytest.mark.parametrize("solver", ["easy", "gptq", ""])
+def test_solvers_that_find_no_range_of_activations(solver):
+    with pytest.raises(MethodError, match="finds no range of activations; take minmax, kl or mse"):
+        Uniform(solver=solver)

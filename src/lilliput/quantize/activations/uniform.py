@@ -12,9 +12,10 @@ from torch import Tensor
 from lilliput.core.activations import number
 from lilliput.core.checks import check_range
 from lilliput.core.errors import MethodError
-from lilliput.core.method import NAME as NAMES
-from lilliput.core.method import ActivationQuantizer, find
+from lilliput.core.method import ActivationQuantizer
+from lilliput.core.solver import solvers_of
 from lilliput.observe.ranges import ends
+from lilliput.solve.grid import Grid
 
 NAME = "quantize/activations/uniform"
 TINY = 2.0**-100
@@ -39,7 +40,8 @@ class Uniform(ActivationQuantizer):
         form: `"affine"`, `"symmetric"` or `"unsigned"`.
         range: `"static"` or `"dynamic"`.
         clip: the range is -clip .. clip (unsigned: 0 .. clip), and needs no calibration; 0: it is calibrated.
-        solver: how the range is found from what calibration saw: `"minmax"`, or one of `quantize/solvers`.
+        solver: how the range is found from what calibration saw: `"minmax"`, or one of `quantize/solvers`, which sees a
+            histogram (`"kl"`, `"mse"`, `"percentile:99.9"`).
         learned: training moves the scale.
 
     >>> uniform = Uniform(bits=2, clip=1.0, form="unsigned")
@@ -65,8 +67,8 @@ class Uniform(ActivationQuantizer):
                 raise MethodError(f"{NAME}: no {name} = '{value}'; there are {', '.join(known)}")
         if self.range == "dynamic" and (self.clip or self.learned or self.solver != "minmax"):
             raise MethodError(f"{NAME}: a dynamic range is that of the tensor: without clip, learned and solver")
-        if not NAMES.fullmatch(self.solver):
-            raise MethodError(f"{NAME}: no solver '{self.solver[:80]}'")
+        if solvers_of(self.solver).range is None or solvers_of(self.solver).needs:
+            raise MethodError(f"{NAME}: '{self.solver[:80]}' finds no range of activations; take minmax, kl or mse")
 
     @property
     def needs(self) -> frozenset[str]:
@@ -124,12 +126,14 @@ class Uniform(ActivationQuantizer):
         return {"scale": _float32(reach / top), "zero": 0}
 
     def _solved(self, stats: Any) -> tuple[float, float]:
-        """Asks the solver: `limits(histogram, bits, symmetric) -> (low, high)`."""
-        solver = find("quantize/solvers", self.solver)()
-        if not callable(getattr(solver, "limits", None)):
-            raise MethodError(f"{NAME}: quantize/solvers/{self.solver} finds no range of activations; take minmax")
-        low, high = solver.limits(stats.values["histogram"], self.bits, self.form == "symmetric")
-        return float(low), float(high)
+        """Asks the solver, with the histogram; the range is never wider than what was seen."""
+        solver, seen = solvers_of(self.solver).range, stats.values["histogram"]
+        assert solver is not None
+        centres, counts = seen.points()
+        if self.form == "unsigned":
+            counts = counts * (centres[0] > 0)
+        low, high = solver.span(centres, Grid(self.bits, self.form == "symmetric"), counts, stats)
+        return max(float(low), seen.low), min(float(high), seen.high)
 
     def forward(self, x: Tensor, numbers: Mapping[str, float]) -> Tensor:
         """Returns x on its levels."""

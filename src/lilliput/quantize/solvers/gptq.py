@@ -1,0 +1,107 @@
+"""GPTQ: columns are rounded one after the other, and those still to come make up for what the layer's outputs lost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lilliput.core.checks import check_range
+from lilliput.core.errors import MethodError
+from lilliput.core.solver import RoundingSolver
+from lilliput.observe.metric import metrics
+from lilliput.solve.inverse_hessian import Place, descend, feedback, inverse_factor
+from lilliput.solve.levels import Levels
+
+NAME = "quantize/solvers/gptq"
+
+
+@dataclass(frozen=True)
+class GPTQ(RoundingSolver):
+    """Minimises |(W - Q) X|^2 of a layer over what its levels allow (Frantar et al. 2022, arXiv 2210.17323).
+
+    With G = X^T X / n, damped, and U^T U = G^-1, column i becomes q, and (w - q) U_ij / U_ii is taken from each later
+    column j. Then `passes` of coordinate descent choose each column anew, given all others, which never makes the
+    error larger (Behdin et al. 2023, arXiv 2309.01885); they begin at the nearest levels in rows where these are
+    better. 0 is the published method. Scales, also those of groups, are
+    those of the weight as it was. Inputs that are always zero get the nearest level.
+
+    Linear layers and convolutions (by their unfolded inputs), any levels: a grid's or a codebook's.
+
+    Attributes:
+        damping: part of G's mean diagonal that is added to its diagonal.
+        order: take the columns by falling G_ii instead of from left to right.
+        passes: of coordinate descent afterwards.
+        block: columns whose effect on later ones is applied together; only speed depends on it.
+
+    >>> from lilliput.core.stats import Stats
+    >>> from lilliput.observe.inputs import Gram
+    >>> from lilliput.solve.levels import CodebookLevels
+    >>> together = Stats({"gram": Gram(torch.tensor([[[2.0, 1.9], [1.9, 2.0]]]), 9)})
+    >>> GPTQ(damping=0).settle(torch.tensor([[0.4, 0.4]]), CodebookLevels(torch.tensor([0.0, 1.0])), together)
+    tensor([[0., 1.]])
+    """
+
+    damping: float = 0.01
+    order: bool = True
+    passes: int = 2
+    block: int = 128
+
+    needs = frozenset({"gram"})
+
+    def __post_init__(self) -> None:
+        check_range(NAME, "damping", self.damping, 0.0, 10.0)
+        check_range(NAME, "passes", self.passes, 0, 1000)
+        check_range(NAME, "block", self.block, 1, 65536)
+
+    def settle(self, weight: Tensor, levels: Levels, stats: Any = None) -> Tensor:
+        """Returns the levels; see `RoundingSolver`."""
+        found = torch.empty_like(weight)
+        for rows, gram in metrics(weight, stats, NAME):
+            dead = gram.diagonal() == 0
+            gram.diagonal().add_(self.damping * gram.diagonal().mean())
+            order = gram.diagonal().argsort(descending=True, stable=True) if self.order else torch.arange(len(gram))
+            own, gram = weight[rows][:, order], gram[order][:, order]  # noqa: PLW2901
+            place = _placing(own, levels, rows, order)
+            try:
+                upper = inverse_factor(gram, 0.0)
+            except ValueError as error:
+                raise MethodError(f"{NAME}: {error}; give more or other calibration data") from None
+            solved = feedback(own, upper, place, self.block)
+            del upper
+            if self.passes:
+                near = levels.near(own, rows, order).masked_fill_(own == 0, 0)
+                better = _errors(own - near, gram) < _errors(own - solved, gram)
+                solved = torch.where(better[:, None], near, solved)
+            for _ in range(self.passes):
+                before = solved
+                solved = descend(own, gram, solved, place, self.block)
+                if torch.equal(before, solved):
+                    break
+            own[:, order.argsort()[dead]] = 0
+            found[rows] = solved[:, order.argsort()]
+            if bool(dead.any()):
+                columns = dead.nonzero()[:, 0]
+                plain = weight[rows][:, columns]
+                found[rows, columns] = levels.near(plain, rows, columns).masked_fill_(plain == 0, 0)
+        return found
+
+
+def _errors(change: Tensor, gram: Tensor) -> Tensor:
+    """What a change of the weights does to each row's outputs, (rows,)."""
+    return ((change @ gram) * change).sum(1, dtype=torch.float64)
+
+
+def _placing(weight: Tensor, levels: Levels, rows: slice, order: Tensor) -> Place:
+    """The nearest levels of a column; what was zero stays zero."""
+    columns = order.tolist()
+    zero = (weight == 0).T.contiguous()
+    some = zero.any(1).tolist()
+
+    def place(values: Tensor, column: int) -> Tensor:
+        placed = levels.near(values, rows, columns[column])
+        return placed.masked_fill(zero[column], 0) if some[column] else placed
+
+    return place
