@@ -5,9 +5,11 @@ import torch
 from torch import nn
 
 from lilliput.core.errors import MethodError
+from lilliput.core.solver import solvers_of
 from lilliput.core.stats import Stats
-from lilliput.observe.ranges import Range
+from lilliput.observe.ranges import HistogramOf, Range
 from lilliput.quantize.activations.uniform import Uniform
+from lilliput.solve.grid import Grid
 
 
 def seen(low, high):

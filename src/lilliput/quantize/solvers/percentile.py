@@ -25,6 +25,7 @@ class Percentile(RangeSolver):
     Attributes:
         percent: of the values that aren't clipped, above 50, up to 100.
 
+    >>> import torch
     >>> Percentile(75).span(torch.tensor([[1.0, -2.0, 3.0, -40.0]]), Grid(8))
     (tensor([-3.]), tensor([3.]))
     >>> Percentile(50).span(torch.tensor([[1.0, -2.0, 3.0, -40.0]]), Grid(8, symmetric=False))
