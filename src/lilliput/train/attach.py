@@ -18,6 +18,7 @@ from lilliput.core.layers import Weight, join, weights
 from lilliput.core.packed import Packed, unpack
 from lilliput.core.recipe import Recipe
 from lilliput.graph.cut import Cuts
+from lilliput.quantize.gnmt import ClippedLSTM
 from lilliput.train.calibrate import calibrated
 from lilliput.train.cut import again, cut_by, cut_in_place
 from lilliput.train.node import Node
@@ -332,6 +333,9 @@ def advance(model: nn.Module, progress: float) -> bool:
         now = own.target.at(progress)
         changed.append(now != own.method)
         own.method = now
+    for module in model.modules():
+        if isinstance(module, ClippedLSTM):
+            module.anneal(progress)
     return any(changed)
 
 
