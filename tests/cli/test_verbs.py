@@ -260,3 +260,16 @@ def test_what_cut_refuses(call, net):
     ran = call("cut", net("build"), "--share", "0.5", *words)
     assert ran.code == 1
     assert "needs data" in ran.error
+
+
+def test_plan_of_macs_writes_cuts_that_compress_makes(call, net, folder):
+    words = ("--data", net("batches"), "--macs", "60%", "-o", "recipe.toml")
+    ran = call("plan", net("build"), *words)
+    assert ran.code == 0, ran.error
+    assert tomllib.loads((folder / "recipe.toml").read_text())["cut"][0]["match"] == "0.weight"
+    ran = call("compress", net("build"), "-r", "recipe.toml", "--input", "1x1x8x8", "-o", "net.safetensors")
+    assert ran.code == 0, ran.error
+    assert lilliput.load(folder / "net.safetensors").get_parameter("0.weight").shape[0] <= 5
+    assert call("plan", net("build"), "--macs", "60%").code == 2
+    assert call("plan", net("build"), "--macs", "some", "--input", "1x1x8x8").code == 2
+    assert call("plan", net("build"), "--macs", "10", "--input", "1x1x8x8").code == 3

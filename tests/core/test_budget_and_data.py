@@ -36,6 +36,28 @@ def test_sizes_that_cannot_be_read(size):
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        *((5, 5), ("5", 5), ("300M", 300 * 10**6), ("1.5 k", 1500), (".2g", 2 * 10**8)),
+        *(("50%", 500), ("0.25x", 250), ("2x fewer", 500), ("3.0 X fewer", 333), ("150 %", 1500)),
+    ],
+)
+@pytest.mark.parametrize("what", ["macs", "parameters"])
+def test_counts(what, text, expected):
+    assert Budget(**{what: text}).count(what, original=1000) == expected
+    assert Budget(**{what: text}).counts == (what,)
+
+
+@pytest.mark.parametrize(
+    "text", [0, -5, True, 1.5, "", "M", "1 XB", "-1M", "1e6", "nan", "50% fewer", "2 fewer", "0%", 2**63, "0x fewer"]
+)
+def test_counts_that_cannot_be_read(text):
+    with pytest.raises(BudgetError) as raised:
+        Budget(macs=text)
+    assert "\n" not in str(raised.value)
+
+
 @pytest.mark.parametrize("drop", [-0.1, float("nan"), float("inf")])
 def test_drops_that_make_no_sense(drop):
     with pytest.raises(BudgetError, match="max_drop"):

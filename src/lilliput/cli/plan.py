@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,15 +12,26 @@ from lilliput.cli import parameters, terminal
 from lilliput.core.errors import BudgetError
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What must hold."""
+
+    size: Annotated[
+        str | None, Parameter(help="Largest file: '1 MB', '300 kB', or a part of the original, '0.1x'.")
+    ] = None
+    max_drop: Annotated[
+        float | None, Parameter(help="Largest drop of your metric, in its units; needs --evaluate.")
+    ] = None
+    macs: Annotated[
+        str | None, Parameter(help="Most multiplications for one input: '300M', '50%', '2x fewer'; channels are cut.")
+    ] = None
+    parameters: Annotated[str | None, Parameter(help="Most parameters, likewise.")] = None
+
+
 def plan(
     model: parameters.Model,
     *,
-    size: Annotated[
-        str | None, Parameter(help="Largest file: '1 MB', '300 kB', or a part of the original, '0.1x'.")
-    ] = None,
-    max_drop: Annotated[
-        float | None, Parameter(help="Largest drop of your metric, in its units; needs --evaluate.")
-    ] = None,
+    asked: Annotated[Asked, Parameter(name="*")] = Asked(),
     given: parameters.Along = parameters.NOTHING,
     output: Annotated[
         Path | None, Parameter(name=["--output", "-o"], help="Where the recipe goes; stdout if not given.")
@@ -31,16 +43,19 @@ def plan(
     Exit code 3 means that the budget can't be met; the message names the nearest one that can.
 
       lilliput plan net.py:build --weights net.pth --data net.py:batches --size '1 MB' -o recipe.toml
+      lilliput plan net.py:build --weights net.pth --data net.py:batches --macs 50% -o recipe.toml
     """
     import lilliput
     from lilliput.cli import inputs, sources
     from lilliput.core.recipe import to_data
 
-    if size is None and max_drop is None:
-        raise terminal.UsageError("give a budget: --size '1 MB', --max-drop 0.005, or both")
-    if max_drop is not None and given.evaluate is None:
+    if asked == Asked():
+        raise terminal.UsageError("give a budget: --size '1 MB', --max-drop 0.005, --macs 50%, --parameters 1M")
+    if asked.max_drop is not None and given.evaluate is None:
         raise terminal.UsageError("--max-drop needs --evaluate, which measures the drop")
-    budget = _budget(size, max_drop)
+    if (asked.macs or asked.parameters) and given.data is None and given.input is None:
+        raise terminal.UsageError("--macs and --parameters cut channels: give --data or --input")
+    budget = _budget(asked)
     terminal.check_outputs(output, sources=[given.weights, model.rpartition(":")[0]])
     example = inputs.inputs_of(given.input)
     with terminal.working("loading the model"):
@@ -57,14 +72,15 @@ def plan(
     elif output is None:
         print(text, end="")
     else:
-        terminal.say(f"{output}: {len(recipe.rules)} rules; use it with lilliput compress --recipe {output}")
+        count = len(recipe.rules) + len(recipe.cuts)
+        terminal.say(f"{output}: {count} rules; use it with lilliput compress --recipe {output}")
 
 
-def _budget(size: str | None, max_drop: float | None) -> Any:
+def _budget(asked: Asked) -> Any:
     from lilliput.core.budget import Budget
 
     try:
-        return Budget(size=size, max_drop=max_drop)
+        return Budget(**asdict(asked))
     except BudgetError as error:
         # What can't be read is no budget that can't be met.
         raise terminal.UsageError(str(error)) from None

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any, Literal
 
 from lilliput.core.errors import BudgetError
 
 UNITS = {"": 1, "B": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3, "KIB": 1024, "MIB": 1024**2, "GIB": 1024**3}
+
+
+COUNTS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+Count = Literal["macs", "parameters"]
+"""What can be limited by number."""
 
 
 @dataclass(frozen=True)
@@ -19,21 +26,63 @@ class Budget:
             parameters, `"0.1x"`.
         max_drop: largest allowed drop of the user's metric, in its own units (0.005 is half a point of an accuracy
             from 0 to 1).
+        macs: most multiplications with addition for one input, as a number or as text: `"300M"`, `"1.2G"`, or a part of
+            the uncompressed network's, `"50%"`, `"0.5x"`, `"2x fewer"`.
+        parameters: most parameters, in the same words.
 
     >>> Budget(size="1.5 MB").bytes(original=10_000_000)
     1500000
     >>> Budget(size="0.1x").bytes(original=10_000_000)
     1000000
+    >>> Budget(macs="2x fewer").count("macs", original=3_000)
+    1500
     """
 
     size: int | str | None = None
     max_drop: float | None = None
+    macs: int | str | None = None
+    parameters: int | str | None = None
 
     def __post_init__(self) -> None:
         if self.size is not None:
             self.bytes(original=1 << 40)
+        for what in self.counts:
+            self.count(what, original=1 << 40)
         if self.max_drop is not None and not 0 <= self.max_drop < float("inf"):
             raise BudgetError(f"max_drop = {self.max_drop} must be zero or more, in the units of your metric")
+
+    @property
+    def counts(self) -> tuple[Count, ...]:
+        """Which numbers are limited."""
+        limited: dict[Count, Any] = {"macs": self.macs, "parameters": self.parameters}
+        return tuple(what for what, most in limited.items() if most is not None)
+
+    def count(self, what: Count, original: int) -> int:
+        """Returns the largest number of MACs or parameters.
+
+        Args:
+            what: which.
+            original: of the uncompressed network, for a part of it.
+
+        Raises:
+            BudgetError: none is asked for, or it can't be read.
+        """
+        most = self.macs if what == "macs" else self.parameters
+        words = f"{what} = {most!r}"
+        found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([A-Za-z%]*)(\s+fewer)?\s*", str(most))
+        if most is None or isinstance(most, bool | float) or found is None:
+            raise BudgetError(f"{words} can't be read; write it as a whole number, '300M', '50%' or '2x fewer'")
+        number, unit, fewer = float(found[1]), found[2].upper(), bool(found[3])
+        if unit in ("X", "%") and not (fewer and unit == "%"):
+            part = number / 100 if unit == "%" else number
+            number = original / max(part, 1e-12) if fewer else original * part
+        elif unit in COUNTS and not fewer:
+            number *= COUNTS[unit]
+        else:
+            raise BudgetError(f"{words} can't be read; write it as a whole number, '300M', '50%' or '2x fewer'")
+        if not 1 <= number < 2**63:
+            raise BudgetError(f"{words} is {number:.3g}: no network has as many")
+        return int(number)
 
     def bytes(self, original: int) -> int:
         """Returns the size in bytes.

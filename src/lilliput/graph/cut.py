@@ -194,6 +194,41 @@ def compose(first: Cuts, second: Cuts) -> Cuts:
     return Cuts(tuple(cuts.values()), dict(second.values), lines, tuple(sizes.values()))
 
 
+def beyond(whole: Cuts, made: Cuts) -> Cuts:
+    """Returns what is left of some cuts where a part of them was made; composed with that part it is the whole.
+
+    Args:
+        whole: on the model as it once was.
+        made: those that the model has behind it.
+
+    Raises:
+        ModelError: what was made is no part of it.
+
+    Example:
+        >>> both, one = Cuts((Cut("w", 0, (2, 3), 4),)), Cuts((Cut("w", 0, (0, 2, 3), 4),))
+        >>> beyond(both, one).cuts
+        (Cut(parameter='w', axis=0, kept=(1, 2), size=3),)
+    """
+    done = {(cut.parameter, cut.axis): cut for cut in made.cuts}
+    asked = {(cut.parameter, cut.axis): cut for cut in whole.cuts}
+    cuts = []
+    for key, cut in asked.items():
+        before = done.get(key)
+        if before is None:
+            cuts.append(cut)
+        elif not set(cut.kept) <= set(before.kept):
+            raise ModelError(f"{cut.parameter!r} has lost other channels than the file's; load into a fresh model")
+        elif cut.kept != before.kept:
+            place = {index: number for number, index in enumerate(before.kept)}
+            cuts.append(replace(cut, kept=tuple(place[index] for index in cut.kept), size=len(before.kept)))
+    missing = next((key for key in done if key not in asked), None)
+    if missing is not None:
+        raise ModelError(f"{missing[0]!r} has lost channels that the file's has; load into a fresh model")
+    held = {(size.module, size.attribute): size.new for size in made.sizes}
+    sizes = [replace(size, old=held.get((size.module, size.attribute), size.old)) for size in whole.sizes]
+    return Cuts(tuple(cuts), sizes=tuple(size for size in sizes if size.old != size.new))
+
+
 _NOTE = "_lilliput_cuts"
 
 

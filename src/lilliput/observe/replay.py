@@ -48,8 +48,11 @@ class Replay:
     def recording(self) -> Iterator[Replay]:
         """Runs the model once and keeps the outputs; inside, `run` may be called."""
         found = weights(self.model)
-        owners = dict.fromkeys(path for weight in found if weight.kind != "vector" for path, _ in weight.owners)
-        modules = {path: self.model.get_submodule(path) for path in owners if path}
+        layers = {path for weight in found if weight.kind != "vector" for path, _ in weight.owners}
+        owners = dict.fromkeys(path for weight in found for path, _ in weight.owners if path)
+        modules = {path: self.model.get_submodule(path) for path in owners}
+        # Of modules that hold vectors only, those without layers inside: norms.
+        modules = {path: m for path, m in modules.items() if path in layers or not any(m.children())}
         own = {path: module.__dict__["forward"] for path, module in modules.items() if "forward" in module.__dict__}
         try:
             for path, module in modules.items():

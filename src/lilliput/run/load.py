@@ -13,7 +13,7 @@ from lilliput.core.method import find
 from lilliput.core.recipe import Absent
 from lilliput.file.artifact import Artifact
 from lilliput.file.read import read
-from lilliput.graph.cut import Cuts, apply_cuts
+from lilliput.graph.cut import Cuts, apply_cuts, beyond, note_cuts, noted_cuts
 from lilliput.train.quantizer import layer_at, place, remove
 
 
@@ -53,10 +53,13 @@ def fill(model: nn.Module, artifact: Artifact) -> nn.Module:
     """
     state = artifact.state_dict()
     fitting = model
+    whole = Cuts(artifact.cuts, sizes=artifact.sizes)
+    # A model that was cut before it was written may be filled again: it needs only what came after.
+    cuts = beyond(whole, noted_cuts(model)) if artifact.cuts else whole
     if artifact.cuts:
         # On a copy first: if the file is of another model, this one must stay as it is.
         fitting = copy.deepcopy(model)
-        apply_cuts(fitting, Cuts(artifact.cuts, sizes=artifact.sizes))
+        apply_cuts(fitting, cuts)
     own = fitting.state_dict(keep_vars=True)
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     if missing or extra:
@@ -75,7 +78,8 @@ def fill(model: nn.Module, artifact: Artifact) -> nn.Module:
         if isinstance(quantized.method, Absent):
             raise NotInstalled(f"{path}: {quantized.method.method} can't be carried out: {quantized.method.missing}")
     if artifact.cuts:
-        apply_cuts(model, Cuts(artifact.cuts, sizes=artifact.sizes))
+        apply_cuts(model, cuts)
+        note_cuts(model, whole)
         own = model.state_dict(keep_vars=True)
     with torch.no_grad():
         for name, tensor in state.items():

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
 from lilliput.core.budget import Budget
-from lilliput.core.data import inputs_of
+from lilliput.core.data import inputs_of, with_example
 from lilliput.core.errors import BudgetError
 from lilliput.core.recipe import Recipe
 from lilliput.observe.divergence import Measure
 from lilliput.observe.sensitivity import Progress, take
-from lilliput.search.cost import Frame
+from lilliput.search.channels import Channels
+from lilliput.search.cost import Frame, file_bytes
 from lilliput.search.draft import Draft, Drafter
 from lilliput.search.losses import OutputErrors, WeightErrors
 from lilliput.search.metric import Evaluate, score
-from lilliput.search.repair import Judge, for_drop, for_size
+from lilliput.search.narrow import narrowed
+from lilliput.search.repair import TRIES, Judge, for_drop, for_size
 from lilliput.search.space import Space
+from lilliput.train.attach import tensor_bytes
+from lilliput.train.compress import compress
+from lilliput.train.cut import again
 
 
 @dataclass(frozen=True)
@@ -30,12 +35,16 @@ class Options:
         trials: settings measured for each layer on average, at most.
         evaluations: calls of `evaluate` while a drop is searched for, at most.
         measure: `"kl"` for logits, `"squared"` for other outputs, or None to go by the outputs' shape.
+        criterion: scores channels where the budget is one of MACs or parameters, a method of `prune/`; None: squares.
+        multiple: of which widths are to be there.
     """
 
     batches: int = 4
     trials: int = 6
     evaluations: int = 12
     measure: Measure | None = None
+    criterion: Any = None
+    multiple: int = 1
 
 
 def plan(
@@ -55,10 +64,14 @@ def plan(
     under the bytes that the coder really writes. The plan is written to memory, and with `max_drop` evaluated, before
     it is given back.
 
+    A budget of MACs or parameters gives a recipe that cuts channels: for each group of channels that go together its
+    width, by what narrower ones do to the outputs, measured, and by what they save. It is cut before it is given back,
+    and what is left is counted. With a size besides, the smaller network is planned for that.
+
     Args:
         model: a trained network; it is not changed.
-        budget: size, largest drop of the metric, or both. With both the size holds and the drop is checked; with a
-            drop alone the file is made as small as the drop allows.
+        budget: size, largest drop of the metric, MACs, parameters, or some of them. With a size the drop is checked;
+            with a drop alone the file is made as small as the drop allows. Drops are without any training.
         data: any iterable of inputs, (inputs, targets) or dicts. Without it the plan goes by the weights' own error,
             each relative to its layer's norm, which knows nothing of which layers matter.
         evaluate: the user's metric, `evaluate(model) -> float`, higher is better; needed for `max_drop`.
@@ -78,7 +91,77 @@ def plan(
     >>> [rule.match for rule in recipe.rules]
     ['weight', '*']
     """
-    return draft(model, budget, data, evaluate, example=example, options=options, progress=progress).recipe
+    if not budget.counts:
+        return draft(model, budget, data, evaluate, example=example, options=options, progress=progress).recipe
+    work = _Work(model, evaluate, options or Options(), progress, *with_example(data, example))
+    return work.narrow(budget)
+
+
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """A plan that begins with channels.
+
+    Attributes:
+        model: the user's.
+        evaluate: the metric.
+        options: how much work it may take.
+        progress: told of it.
+        data: as given, its first batch still there.
+        example: one input.
+    """
+
+    model: nn.Module
+    evaluate: Evaluate | None
+    options: Options
+    progress: Progress | None
+    data: Any
+    example: Any
+
+    def narrow(self, budget: Budget) -> Recipe:
+        """Plans the channels, then all else on the smaller network."""
+        if self.example is None:
+            raise BudgetError("a budget of MACs or parameters cuts channels: give data or example=")
+        if budget.max_drop is not None and self.evaluate is None:
+            raise BudgetError(f"max_drop = {budget.max_drop} can't be checked without evaluate(model) -> float")
+        data = again(self.data)
+        before = None if self.evaluate is None else score(self.evaluate, self.model)
+        options = self.options
+        channels = Channels.of(self.model, self.example, data, options.criterion, options.multiple)
+        channels.batches = take(data, options.batches) if data is not None else ()
+        channels.trials, channels.progress = options.trials, self.progress
+        found = narrowed(self.model, budget, channels, data, self.evaluate)
+        left = budget.max_drop
+        if left is not None and before is not None and self.evaluate is not None:
+            lost = before - score(self.evaluate, found.model)
+            left -= lost
+            if left < 0:
+                had = ", ".join(f"{count:,} {what}" for what, count in found.counts.items())
+                raise BudgetError(
+                    f"no cut found loses at most {budget.max_drop:g} without training: the best loses "
+                    f"{lost:.4g} at {had}; allow that, or train after the cut"
+                )
+        recipe = Recipe(name=title(budget), cuts=found.cuts)
+        return recipe if budget.size is None else self.size(budget, recipe, found.model, data, left)
+
+    def size(self, budget: Budget, recipe: Recipe, smaller: nn.Module, data: Any, left: float | None) -> Recipe:
+        """Adds rules for the weights of the smaller network, until the file that `compress` makes fits."""
+        limit = room = budget.bytes(tensor_bytes(self.model))
+        for _ in range(TRIES):
+            rules = draft(
+                smaller,
+                Budget(size=room, max_drop=left),
+                data,
+                self.evaluate,
+                example=self.example,
+                options=self.options,
+                progress=self.progress,
+            ).recipe.rules
+            whole = replace(recipe, rules=rules)
+            taken = file_bytes(compress(self.model, whole, data, example=self.example))
+            if taken <= limit:
+                return whole
+            room -= taken - limit
+        raise BudgetError(f"no file of {limit:,} bytes was found; the nearest has {taken:,}")
 
 
 def draft(
@@ -94,7 +177,7 @@ def draft(
     """Does what `plan` does, and returns with the recipe its size, predicted and written, and its estimated loss."""
     options = options or Options()
     if budget.size is None and budget.max_drop is None:
-        raise BudgetError("the budget asks for nothing: give a size, a max_drop or both")
+        raise BudgetError("the budget asks for nothing: give a size, a max_drop, MACs or parameters")
     if budget.max_drop is not None and evaluate is None:
         raise BudgetError(f"max_drop = {budget.max_drop} can't be checked without evaluate(model) -> float")
     batches = take(data, options.batches) if data is not None else []
@@ -124,4 +207,6 @@ def title(budget: Budget) -> str:
     """
     size = f"{budget.size:,} bytes" if isinstance(budget.size, int) else budget.size
     drop = None if budget.max_drop is None else f"drop <= {budget.max_drop:g}"
-    return "planned for " + ", ".join(part for part in (size, drop) if part)
+    counts = [f"{budget.macs} MACs" if budget.macs is not None else None]
+    counts += [f"{budget.parameters} parameters" if budget.parameters is not None else None]
+    return "planned for " + ", ".join(part for part in (*counts, size, drop) if part)

@@ -63,7 +63,7 @@ def cut_by(
         first = recipe.cuts[rules[0]]
         try:
             # Scores are of the channels that are left: one pass of the data for each criterion.
-            scores = _scores(smaller, first.criterion, data, stats if smaller is model else None)
+            scores = criterion_scores(smaller, first.criterion, data, stats if smaller is model else None)
             smaller, cuts = cut(
                 smaller,
                 lambda group, own=rules: chosen.share(group, own),  # type: ignore[misc]
@@ -169,8 +169,20 @@ def pattern_of(group: Group, kinds: Mapping[str, str]) -> str:
     return "head" if outputs and len(outputs[0].places[0]) > 1 and kind != "recurrent" else "neuron"
 
 
-def _scores(model: nn.Module, criterion: Any, data: Any, stats: Mapping[str, Any] | None) -> dict[str, Tensor] | None:
-    """The scores of every weight that the criterion can score, by name; None for the plain squares."""
+def criterion_scores(
+    model: nn.Module, criterion: Any, data: Any, stats: Mapping[str, Any] | None
+) -> dict[str, Tensor] | None:
+    """Returns the scores of every weight that the criterion can score, by name; None for the plain squares.
+
+    Args:
+        model: whose weights they are.
+        criterion: a method of `prune/`, or None.
+        data: what it is calibrated on if it needs anything.
+        stats: what was collected already, by name.
+
+    Raises:
+        MethodError: it can score none; says why.
+    """
     if criterion is None:
         return None
     needs = frozenset(getattr(criterion, "needs", frozenset()))
