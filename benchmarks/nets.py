@@ -51,7 +51,7 @@ NETS: dict[str, Any] = {
     "ShuffleNet 0.25, 3 groups": ShuffleNet(3, 0.25, **SHAPE),
     "SqueezeNet 1.1, 0.5": SqueezeNet("1.1", 0.5, **SHAPE),
     "PVANet 0.125": PVANet(width=0.125, **SHAPE),
-    "LBCNN, 10 blocks": LBCNN(10, 16, 32, **SHAPE),
+    "LBCNN, 6 blocks": LBCNN(6, 16, 32, **SHAPE),
     "ResNet-20, half as wide": ResNet(20, "cifar", 0.5, **SHAPE),
     "VGG-11, an eighth as wide": VGG(11, "cifar", 0.125, **SHAPE),
     "LeNet-5": LeNet("5", **SHAPE),
@@ -80,7 +80,7 @@ class Settings:
 
 
 FULL = Settings()
-QUICK = Settings(1, 2000, nets=("ShuffleNet 0.25, 3 groups", "LBCNN, 10 blocks"), rounds=3)
+QUICK = Settings(1, 2000, nets=("ShuffleNet 0.25, 3 groups", "LBCNN, 6 blocks"), rounds=3)
 
 
 def built(name: str) -> nn.Module:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import lilliput
-from lilliput.core.errors import FileError, MethodError, NotWorthwhile
+from lilliput.core.errors import FileError, MethodError
 from lilliput.core.packed import Packed, leaves, unpack
 from lilliput.file.read import loads
 from lilliput.file.write import dumps
@@ -153,17 +153,42 @@ def test_a_file_s_constant_is_checked():
     for settings in ({"seed": 1.5}, {"kept": 17}, {"kept": -1}, {"again": 1}):
         with pytest.raises(MethodError):
             Seeded.unpack(Packed("share/seeded", (4, 4), torch.float32, {}, {**good.settings, **settings}))
-    with pytest.raises(MethodError, match="damaged"):
-        Seeded.unpack(good.with_parts(extra=torch.zeros(1)))
     with pytest.raises(MethodError, match="number of elements"):
         Seeded.unpack(Packed("share/seeded", (2**20, 2**10), torch.float32, {}, good.settings))
-    with pytest.raises(NotWorthwhile):
-        Seeded.take(good, 0, torch.tensor([0]))
     bad = lilliput.Artifact(
         {"a": Packed("share/seeded", (2,), torch.float32, {}, {"seed": 0, "kept": 3, "again": False})}
     )
     with pytest.raises(FileError, match="can't be unpacked"):
         loads(dumps(bad)).state_dict()
+
+
+def test_cut_anchors_are_still_made_from_the_seed():
+    """Twice, along both axes; what the file holds besides is which are kept."""
+    x = torch.rand(2, 1, 28, 28)
+    model = NET.build().eval()
+    for _ in range(2):
+        model, _ = lilliput.cut(model, 0.3, x)
+    assert model.block1.anchors.weight.shape[0] < 32 * 0.6
+    artifact = lilliput.compress(model, lilliput.Recipe.preset("int8"), example=x)
+    held = artifact.weights["block1.anchors.weight"]
+    assert held.method == "share/seeded"
+    assert all(not part.dtype.is_floating_point for _, part in leaves(held))
+    back = loads(dumps(artifact))
+    assert torch.equal(unpack(back.weights["block1.anchors.weight"]), model.block1.anchors.weight)
+    fresh = lilliput.load(back, into=NET.build())
+    with torch.no_grad():
+        assert torch.allclose(lilliput.load(back)(x), fresh(x), atol=1e-5)
+
+
+def test_taking_is_index_selection():
+    whole = Seeded(3, 40).make((6, 5, 3))
+    once = Seeded.take(Seeded.take(whole, 0, torch.tensor([1, 2, 5])), 1, torch.tensor([0, 4]))
+    twice = Seeded.take(once, 0, torch.tensor([0, 2]))
+    assert torch.equal(unpack(once), unpack(whole)[[1, 2, 5]][:, [0, 4]])
+    assert torch.equal(unpack(twice), unpack(whole)[[1, 5]][:, [0, 4]])
+    for damaged in (once.with_parts(axis0=torch.tensor([0, 1, 6])), once.with_parts(axis0=torch.tensor([0]))):
+        with pytest.raises(MethodError, match="share/seeded"):
+            unpack(damaged)
 
 
 def test_it_is_no_step_of_a_recipe():

@@ -109,6 +109,10 @@ def _one(path: str, method: Any, json: bool) -> None:
             changed = ", ".join(f"{key} = {_toml(value)}" for key, value in entry["settings"].items()) or "the defaults"
             terminal.add_row(table, [changed, f"{entry['parameters']:,}", f"{entry['macs']:,}"])
         terminal.show_table(table)
+    elif settings and "loss" in kind_of(method):
+        terminal.say()
+        given = ", ".join(f"{s['name']}={s['default']!r}" for s in settings)
+        terminal.say(f"In Python, with the defaults: {method.__name__}({given})")
     elif settings:
         terminal.say()
         terminal.say("In a recipe, with the defaults:")

@@ -46,7 +46,7 @@ class Anchors(nn.Module):
         return functional.conv2d(x, self.weight, padding=self.padding)
 
     def packed_buffers(self) -> dict[str, Packed]:
-        """Returns what a file may hold for the buffer, as long as it is what the seed makes."""
+        """Returns what a file may hold for the whole buffer, as long as it is what the seed makes."""
         return {"weight": Packed("share/seeded", self.shape, self.weight.dtype, {}, self.settings)}
 
 

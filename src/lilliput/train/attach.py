@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lilliput.core.allot import Steps, allotted
+from lilliput.core.cut import Cut
 from lilliput.core.data import with_example
 from lilliput.core.errors import LilliputError, ModelError, NotWorthwhile, RecipeError
 from lilliput.core.layers import Weight, join, weights
-from lilliput.core.packed import Packed, unpack
+from lilliput.core.packed import Packed, take, unpack
 from lilliput.core.recipe import Recipe
-from lilliput.graph.cut import Cuts
+from lilliput.graph.cut import Cuts, noted_cuts
 from lilliput.quantize.gnmt import ClippedLSTM
 from lilliput.train.calibrate import calibrated
 from lilliput.train.cut import again, cut_by, cut_in_place
@@ -371,16 +372,21 @@ def packed_buffers(model: nn.Module) -> dict[str, Packed | Tensor]:
     """Returns a model's buffers as `plain_buffers` does, but packed where their module can make them again.
 
     A module says so by `packed_buffers()`, which returns the `Packed` by the buffer's name. It counts only as long as
-    it gives the very buffer that is there: one that was cut or replaced is kept as it is.
+    it gives the very buffer that is there, after the cuts that were made; one that was replaced is kept as it is.
     """
+    cuts: dict[str, list[Cut]] = {}
+    for cut in noted_cuts(model).cuts:
+        cuts.setdefault(cut.parameter, []).append(cut)
     result: dict[str, Packed | Tensor] = dict(plain_buffers(model))
     for path, module in model.named_modules():
         made = getattr(module, "packed_buffers", None)
         for attribute, packed in made().items() if callable(made) else ():
             name = join(path, attribute)
-            own = result.get(name)
-            if isinstance(own, Tensor) and tuple(own.shape) == packed.shape and torch.equal(own.cpu(), unpack(packed)):
-                result[name] = packed
+            own, held = result.get(name), packed
+            for cut in cuts.get(name, ()):
+                held = take(held, cut.axis, torch.tensor(cut.kept))
+            if isinstance(own, Tensor) and own.shape == held.shape and torch.equal(own.cpu(), unpack(held)):
+                result[name] = held
     return result
 
 
