@@ -12,7 +12,8 @@ from torch import Tensor
 
 from lilliput.core.activations import Quantized
 from lilliput.core.cut import Cut, Resize
-from lilliput.core.errors import FileError
+from lilliput.core.errors import FileError, ModelError
+from lilliput.core.method import find
 from lilliput.core.packed import Packed, unpack
 from lilliput.core.recipe import Recipe
 from lilliput.file.message import one_line
@@ -78,3 +79,18 @@ class Artifact:
         from lilliput.file.write import write
 
         return write(self, path)
+
+    def export(self, path: str | PathLike[str], engine: str = "onnxruntime") -> None:
+        """Writes the network in the format of another engine, such as ONNX.
+
+        Args:
+            path: where to; appears whole or not at all.
+            engine: one of `lilliput list run` that exports.
+
+        Raises:
+            ModelError: the engine can't take it, or has no format of its own.
+        """
+        made = find("run", engine)()
+        if not callable(getattr(made, "export", None)):
+            raise ModelError(f"the engine {engine} has no file format of its own to export to")
+        made.export(self, path)

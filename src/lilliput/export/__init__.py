@@ -1,0 +1,1 @@
+"""Our graph in the words of other engines."""

@@ -1,0 +1,121 @@
+"""ONNX Runtime: the graph as an ONNX model, on the CPU."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lilliput.core.errors import ModelError, NotInstalled
+from lilliput.file.artifact import Artifact
+from lilliput.file.atomic import write_pieces
+from lilliput.graph.factors import factored
+from lilliput.graph.ir import Graph, NodeRef, refs_of
+from lilliput.graph.run import bind_inputs, check_inputs
+from lilliput.graph.structure import join
+
+
+@dataclass(frozen=True)
+class OnnxRuntime:
+    """Two to four times as fast as plain PyTorch on most networks. `pip install 'lilliput[onnx]'`.
+
+    Weights are unpacked; activation quantizers run as the operators that they are. As many threads as
+    `torch.get_num_threads()` says when the network is loaded.
+    """
+
+    def load(self, artifact: Artifact) -> nn.Module:
+        """Returns a module that computes what the compressed model does.
+
+        Args:
+            artifact: one with a graph.
+
+        Raises:
+            ModelError: no graph, or an operator that has no counterpart in ONNX.
+            NotInstalled: onnxruntime or onnx is missing.
+        """
+        graph, data = _translated(artifact)
+        return OnnxModule(graph, data)
+
+    def export(self, artifact: Artifact, path: str | PathLike[str]) -> None:
+        """Writes the network as an ONNX file of float weights.
+
+        Args:
+            artifact: one with a graph.
+            path: where to; appears whole or not at all.
+
+        Raises:
+            Errors: as `load`.
+        """
+        _, data = _translated(artifact)
+        write_pieces(path, (data,))
+
+
+class OnnxModule(nn.Module):
+    """Runs a session of ONNX Runtime behind the calls of the original model; it holds no parameters.
+
+    Args:
+        graph: whose calls it takes.
+        data: the serialized model.
+    """
+
+    def __init__(self, graph: Graph, data: bytes) -> None:
+        super().__init__()
+        runtime = _package("onnxruntime")
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3
+        self.__dict__["_graph"] = graph
+        self.__dict__["_session"] = runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        self.eval()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Computes what the original model did in eval mode; see `GraphModule.forward`."""
+        graph, session = self.__dict__["_graph"], self.__dict__["_session"]
+        inputs = bind_inputs(graph, args, kwargs)
+        check_inputs(graph.inputs, graph.symbols, inputs)
+        names = [entry.name for entry in session.get_inputs()]
+        given = dict(zip(_input_names(graph), zip(graph.inputs, inputs)))
+        feed = {name: _array(given[name][1].to(given[name][0].dtype)) for name in names}
+        results = iter([torch.from_numpy(array) for array in session.run(None, feed)])
+        found = {id(ref): next(results) for ref in refs_of(graph.output)}
+        return join(graph.output, lambda ref: _value(graph, ref, found[id(ref)]))
+
+
+def _input_names(graph: Graph) -> list[str]:
+    from lilliput.export.writer import input_name
+
+    return [input_name(graph, index) for index in range(len(graph.inputs))]
+
+
+def _array(tensor: Tensor) -> Any:
+    return tensor.detach().cpu().contiguous().numpy()
+
+
+def _value(graph: Graph, ref: Any, result: Tensor) -> Any:
+    """A number of open sizes comes back as a number."""
+    if isinstance(ref, NodeRef) and graph.nodes[ref.index].operator.startswith(("sym.", "aten.sym_")):
+        return int(result)
+    return result
+
+
+def _translated(artifact: Artifact) -> tuple[Graph, bytes]:
+    if artifact.graph is None:
+        why = dict(artifact.facts.get("notes", {})).get("graph", "none")
+        raise ModelError(f"the file holds no graph ({why}): ONNX needs one; compress with data or example=")
+    _package("onnx")
+    from lilliput.export.onnx import to_onnx
+
+    found = factored(artifact.graph, artifact.weights)
+    state = {name: artifact.weight(name) for name in artifact.weights if name not in found.replaced}
+    return artifact.graph, to_onnx(found.graph, {**state, **found.tensors, **artifact.constants}).SerializeToString()
+
+
+def _package(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise NotInstalled(f"this engine needs {name}: pip install 'lilliput[onnx]'") from None
