@@ -15,6 +15,7 @@ from lilliput.hardware.device import Device
 from lilliput.hardware.energy import Accesses, Costs, Energy, Traffic, layer_energy
 from lilliput.hardware.layer import Layer
 from lilliput.hardware.nest import ORDERS, Numbers, Order, Sizes, Tiles, reloads, replaced
+from lilliput.hardware.systolic import Grid
 
 FLOWS: Mapping[str, flows.Flow] = {
     "row_stationary": flows.row_stationary,
@@ -23,6 +24,7 @@ FLOWS: Mapping[str, flows.Flow] = {
     "output_stationary_b": flows.output_stationary_b,
     "output_stationary_c": flows.output_stationary_c,
     "no_local_reuse": flows.no_local_reuse,
+    "systolic": flows.weight_stationary,
     "compulsory": flows.compulsory,
 }
 KEPT = {"weight_stationary": 1, "no_local_reuse": 0} | {f"output_stationary_{v}": 1 for v in "abc"}
@@ -98,12 +100,16 @@ def analyse(layer: Layer, device: Device, flow: str = "", slack: float = 0.01) -
         raise DeviceError(f"no dataflow '{flow}'; there are {', '.join(FLOWS)}")
     if flow != device.dataflow and flow in KEPT:
         device = device.traded(KEPT[flow] * device.word_bits // 8)
+    # The search is remembered by shape alone, whatever the bits, densities and name.
     plain = Layer(layer.channels, layer.filters, layer.size, layer.kernel, layer.stride, layer.padding, layer.dilation)
     try:
         found = _found(replace(plain, groups=layer.groups, batch=layer.batch), device, flow, slack)
     except DeviceError as error:
         where = f"layer '{layer.name}': " if layer.name else ""
         raise DeviceError(f"{where}{error}") from None
+    if flow == "systolic":
+        cycles = Grid.of(device).layer_cycles(layer)
+        found = replace(found, cycles=cycles, utilisation=layer.macs / (cycles * device.processors))
     return found
 
 

@@ -1,0 +1,133 @@
+"""`lilliput hardware`: what each layer of a model costs on a device: energy by level, cycles, and its bound."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from lilliput.cli import parameters, terminal
+
+
+def hardware(
+    model: parameters.Model,
+    *,
+    weights: parameters.Weights = None,
+    input: parameters.Inputs = None,
+    device: Annotated[
+        str, Parameter(help="eyeriss, eyeriss_256, tpu_v1, phone_cpu, this (measured), or a .toml file of your own.")
+    ] = "eyeriss",
+    dataflow: Annotated[str, Parameter(help="Another dataflow than the device's own, or all, to compare them.")] = "",
+    compressed: Annotated[
+        Path | None, Parameter(help="A file made of the model: what it costs is told beside it, with its bits and zeros.")
+    ] = None,
+    json: parameters.Json = False,
+) -> None:
+    """Estimate for each layer the energy of arithmetic and of every memory, cycles, and what holds it back.
+
+    lilliput hardware net.py:build --input 1x3x224x224 --device eyeriss
+    lilliput hardware net.py:build --input 1x3x224x224 --compressed net.safetensors --dataflow all
+    """
+    from lilliput.cli import inputs, sources
+    from lilliput.hardware.dataflow import FLOWS
+
+    example = inputs.inputs_of(input)
+    if example is None:
+        raise terminal.UsageError("give --input: the cost of a layer depends on the size of what goes into it")
+    chosen = _device(device)
+    flows = list(FLOWS) if dataflow == "all" else [dataflow or chosen.dataflow]
+    with terminal.working("assessing the layers"):
+        given = parameters.Around(weights=weights, input=input)
+        network, _, _ = sources.loaded(model, given, example)
+        found, notes = _assessed(network, example, chosen, flows, coded=False)
+        after = None
+        if compressed is not None:
+            from lilliput.run.load import load
+
+            smaller = load(compressed, into=sources.model_of(model, weights))
+            after, more = _assessed(smaller, example, chosen, flows, coded=True)
+            notes += [note for note in more if note not in notes]
+    if json:
+        terminal.show_json(_told(chosen, found, after, notes))
+        return
+    for flow in flows:
+        _show(chosen, flow, found[flow], after[flow] if after else None)
+    for note in notes:
+        terminal.say(note)
+
+
+def _device(name: str) -> Any:
+    from lilliput.hardware.device import Device
+    from lilliput.hardware.roofline import this_machine
+
+    return this_machine() if name == "this" else Device.load(name)
+
+
+def _assessed(network: Any, example: Any, device: Any, flows: list[str], coded: bool) -> tuple[dict[str, Any], list[str]]:
+    """By dataflow, what each layer costs; and notes."""
+    from lilliput.hardware.assess import assess
+    from lilliput.observe.replay import call
+    from lilliput.search.layers import layers_of
+
+    layers, notes = layers_of(network.eval(), lambda: call(network, example), device.word_bits, coded)
+    return {flow: [assess(layer, device, flow) for layer in layers] for flow in flows}, notes
+
+
+def _told(device: Any, found: dict[str, Any], after: dict[str, Any] | None, notes: list[str]) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    def side(assessed: dict[str, Any]) -> dict[str, Any]:
+        return {
+            flow: {"layers": [each.to_dict() for each in rows], **_total(rows)} for flow, rows in assessed.items()
+        }
+
+    told = {"device": asdict(device), "flows": side(found), "notes": notes}
+    return told | ({} if after is None else {"compressed": side(after)})
+
+
+def _total(rows: Any) -> dict[str, float]:
+    return {
+        "macs": sum(row.layer.macs for row in rows),
+        "energy": sum(row.energy.total for row in rows),
+        "cycles": sum(row.analysis.cycles for row in rows),
+        "seconds": sum(row.seconds for row in rows),
+    }
+
+
+def _show(device: Any, flow: str, rows: Any, after: Any) -> None:
+    from lilliput.hardware.energy import LEVELS
+    from lilliput.report.text import BARS, digits, percent
+
+    unit = device.costs.unit
+    terminal.say(f"{flow} on {device.name}; energy in millions of {unit}")
+    columns = ["~layer", ">MACs", ">weights", ">inputs", *(f">{level}" for level in ("arithmetic", *LEVELS)), ">energy"]
+    columns += [">share", "", ">cycles", ">busy", "bound", *([">compressed"] if after else [])]
+    table = terminal.new_table(*columns)
+    total = sum(row.energy.total for row in rows)
+    most = max(row.energy.total for row in rows) or 1.0
+    later = {row.layer.name: row for row in after or []}
+    for row in rows:
+        layer, energy = row.layer, row.energy
+        cells = [layer.name, f"{layer.macs:,}", percent(layer.weight_density), percent(layer.input_density)]
+        cells += [digits(energy.arithmetic / 1e6), *(digits(getattr(energy, level).total / 1e6) for level in LEVELS)]
+        cells += [digits(energy.total / 1e6), percent(energy.total / total)]
+        cells += [BARS[round(energy.total / most * (len(BARS) - 1))], f"{row.analysis.cycles:,}"]
+        cells += [percent(row.analysis.utilisation), row.by]
+        if after:
+            small = later.get(layer.name)
+            cells.append("–" if small is None else digits(small.energy.total / 1e6))
+        terminal.add_row(table, cells)
+    terminal.show_table(table)
+    sums = _total(rows)
+    terminal.say(f"{sums['macs']:,} MACs, {digits(sums['energy'] / 1e6)} million {unit}, {_time(sums['seconds'])}")
+    if after:
+        less = _total(after)
+        ratio = digits(sums["energy"] / less["energy"])
+        terminal.say(f"compressed: {digits(less['energy'] / 1e6)} million {unit}, {ratio} times less, {_time(less['seconds'])}")
+
+
+def _time(seconds: float) -> str:
+    from lilliput.report.text import digits
+
+    return f"{digits(seconds * 1e3)} ms"
