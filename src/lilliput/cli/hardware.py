@@ -20,7 +20,8 @@ def hardware(
     ] = "eyeriss",
     dataflow: Annotated[str, Parameter(help="Another dataflow than the device's own, or all, to compare them.")] = "",
     compressed: Annotated[
-        Path | None, Parameter(help="A file made of the model: what it costs is told beside it, with its bits and zeros.")
+        Path | None,
+        Parameter(help="A file made of the model: what it costs is told beside it, with its bits and zeros."),
     ] = None,
     json: parameters.Json = False,
 ) -> None:
@@ -40,13 +41,16 @@ def hardware(
     with terminal.working("assessing the layers"):
         given = parameters.Around(weights=weights, input=input)
         network, _, _ = sources.loaded(model, given, example)
-        found, notes = _assessed(network, example, chosen, flows, coded=False)
+        found, notes = _assessed(network, example, chosen, flows, {})
         after = None
         if compressed is not None:
-            from lilliput.run.load import load
+            from lilliput.file.read import read
+            from lilliput.run.load import fill
+            from lilliput.search.layers import code_bits
 
-            smaller = load(compressed, into=sources.model_of(model, weights))
-            after, more = _assessed(smaller, example, chosen, flows, coded=True)
+            artifact = read(compressed)
+            smaller = fill(sources.model_of(model, weights), artifact)
+            after, more = _assessed(smaller, example, chosen, flows, code_bits(artifact.weights))
             notes += [note for note in more if note not in notes]
     if json:
         terminal.show_json(_told(chosen, found, after, notes))
@@ -64,13 +68,15 @@ def _device(name: str) -> Any:
     return this_machine() if name == "this" else Device.load(name)
 
 
-def _assessed(network: Any, example: Any, device: Any, flows: list[str], coded: bool) -> tuple[dict[str, Any], list[str]]:
+def _assessed(
+    network: Any, example: Any, device: Any, flows: list[str], codes: dict[str, int]
+) -> tuple[dict[str, Any], list[str]]:
     """By dataflow, what each layer costs; and notes."""
+    from lilliput.core.data import call
     from lilliput.hardware.assess import assess
-    from lilliput.observe.replay import call
     from lilliput.search.layers import layers_of
 
-    layers, notes = layers_of(network.eval(), lambda: call(network, example), device.word_bits, coded)
+    layers, notes = layers_of(network.eval(), lambda: call(network, example), device.word_bits, codes)
     return {flow: [assess(layer, device, flow) for layer in layers] for flow in flows}, notes
 
 
@@ -78,9 +84,7 @@ def _told(device: Any, found: dict[str, Any], after: dict[str, Any] | None, note
     from dataclasses import asdict
 
     def side(assessed: dict[str, Any]) -> dict[str, Any]:
-        return {
-            flow: {"layers": [each.to_dict() for each in rows], **_total(rows)} for flow, rows in assessed.items()
-        }
+        return {flow: {"layers": [each.to_dict() for each in rows], **_total(rows)} for flow, rows in assessed.items()}
 
     told = {"device": asdict(device), "flows": side(found), "notes": notes}
     return told | ({} if after is None else {"compressed": side(after)})
@@ -124,7 +128,9 @@ def _show(device: Any, flow: str, rows: Any, after: Any) -> None:
     if after:
         less = _total(after)
         ratio = digits(sums["energy"] / less["energy"])
-        terminal.say(f"compressed: {digits(less['energy'] / 1e6)} million {unit}, {ratio} times less, {_time(less['seconds'])}")
+        terminal.say(
+            f"compressed: {digits(less['energy'] / 1e6)} million {unit}, {ratio} times less, {_time(less['seconds'])}"
+        )
 
 
 def _time(seconds: float) -> str:

@@ -32,7 +32,16 @@ class Assessment:
         """Returns it as plain data, for JSON."""
         layer, energy = self.layer, self.energy
         sizes = (layer.channels, layer.filters, *layer.size, *layer.kernel, *layer.stride, layer.groups, layer.batch)
-        names = ("channels", "filters", "height", "width", "kernel_height", "kernel_width", "stride_down", "stride_across")
+        names = (
+            "channels",
+            "filters",
+            "height",
+            "width",
+            "kernel_height",
+            "kernel_width",
+            "stride_down",
+            "stride_across",
+        )
         return {
             "name": layer.name,
             **dict(zip((*names, "groups", "batch"), sizes)),
@@ -43,7 +52,8 @@ class Assessment:
             "input_density": layer.input_density,
             "flow": self.analysis.flow,
             "accesses": {
-                level: {data: getattr(getattr(self.analysis.accesses, level), data) for data in DATA} for level in LEVELS
+                level: {data: getattr(getattr(self.analysis.accesses, level), data) for data in DATA}
+                for level in LEVELS
             },
             "energy": {
                 "arithmetic": energy.arithmetic,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from lilliput.core.errors import ModelError
+from lilliput.core.packed import Packed
 from lilliput.hardware.layer import Layer
 from lilliput.observe.call import Layer as Known
 
@@ -20,7 +22,7 @@ UNKNOWN = (functional.conv3d, functional.conv_transpose1d, functional.conv_trans
 
 
 def layers_of(
-    model: nn.Module, run: Callable[[], Any], bits: int = 16, coded: bool = False
+    model: nn.Module, run: Callable[[], Any], bits: int = 16, codes: Mapping[str, int] | None = None
 ) -> tuple[list[Layer], list[str]]:
     """Runs a model once and notes every linear layer and convolution, in order, also those that are plain functions.
 
@@ -28,7 +30,7 @@ def layers_of(
         model: in eval mode; it isn't changed.
         run: calls the model on an example.
         bits: of weights, inputs and outputs.
-        coded: a weight takes no more bits than tell its non-zero values apart, as codes on the chip would.
+        codes: fewer bits of some weights, by their names in the state dict; see `code_bits`.
 
     Returns:
         The layers, named after their weights, with the part of weights and inputs that isn't zero; and notes on calls
@@ -42,7 +44,7 @@ def layers_of(
     >>> [(layer.name, layer.macs) for layer in found]
     [('0', 7776), ('3', 2880)]
     """
-    recorder = _Recorder(model, bits, coded)
+    recorder = _Recorder(model, bits, codes or {})
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -60,26 +62,23 @@ def layers_of(
 class _Recorder(TorchFunctionMode):
     """Sees every call of a function of torch."""
 
-    def __init__(self, model: nn.Module, bits: int, coded: bool) -> None:
+    def __init__(self, model: nn.Module, bits: int, codes: Mapping[str, int]) -> None:
         super().__init__()
-        self.bits, self.coded = bits, coded
+        self.bits, self.codes = bits, codes
         self.names = {_storage(value): name for name, value in model.named_parameters(remove_duplicate=False)}
         self.modules = {
             _storage(module.weight): name for name, module in model.named_modules() if isinstance(module, Known)
         }
         self.layers: list[Layer] = []
         self.notes: list[str] = []
-        self.inside = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Notes the call, then makes it."""
         kwargs = kwargs or {}
-        if not self.inside and (func in CONVOLUTIONS or func is functional.linear or func in UNKNOWN):
-            self.inside = True
-            try:
-                self._see(func, list(args), dict(kwargs))
-            finally:
-                self.inside = False
+        if func is functional.multi_head_attention_forward:
+            self._attention(dict(inspect.signature(func).bind(*args, **kwargs).arguments))
+        elif func in CONVOLUTIONS or func is functional.linear or func in UNKNOWN:
+            self._see(func, list(args), dict(kwargs))
         return func(*args, **kwargs)
 
     def _see(self, func: Any, args: list[Any], kwargs: dict[str, Any]) -> None:
@@ -96,25 +95,54 @@ class _Recorder(TorchFunctionMode):
         else:
             self.layers.append(_convolution(image, weight, args, kwargs, facts))
 
+    def _attention(self, given: dict[str, Any]) -> None:
+        """Its projections are linear layers; inside they are seen by nobody."""
+        inputs = [given[name] for name in ("query", "key", "value")]
+        packed = given.get("in_proj_weight")
+        names = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
+        parts = [given[name] for name in names] if packed is None else packed.chunk(3)
+        for image, weight in zip(inputs, parts):
+            self._see(functional.linear, [image, weight], {})
+        self._see(functional.linear, [inputs[0], given["out_proj_weight"]], {})
+
     def _facts(self, image: Tensor, weight: Tensor) -> dict[str, Any]:
-        present = weight[weight != 0]
-        bits = self.bits
-        if self.coded:
-            distinct = int(present.unique().numel())
-            bits = min(bits, max(1, math.ceil(math.log2(max(distinct, 1)))))
-        dense = present.numel() / max(weight.numel(), 1)
-        busy = int(torch.count_nonzero(image)) / max(image.numel(), 1)
+        name = self.names.get(_storage(weight), "")
         return {
-            "weight_bits": bits,
+            "weight_bits": min(self.bits, self.codes.get(name, self.bits)),
             "input_bits": self.bits,
             "output_bits": self.bits,
-            "weight_density": dense,
-            "input_density": busy,
+            "weight_density": int(torch.count_nonzero(weight)) / max(weight.numel(), 1),
+            "input_density": int(torch.count_nonzero(image)) / max(image.numel(), 1),
         }
 
 
-def _convolution(image: Tensor, weight: Tensor, args: list[Any], kwargs: dict[str, Any], facts: dict[str, Any]) -> Layer:
-    given = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
+def code_bits(weights: Mapping[str, Packed | Tensor]) -> dict[str, int]:
+    """Returns how many bits tell the codes of each packed weight apart, zeros left out, as hardware could keep them.
+
+    Args:
+        weights: of an artifact; those that hold no codes aren't in the result.
+
+    >>> from lilliput.quantize.uniform import Uniform
+    >>> code_bits({"w": Uniform(bits=4).pack(torch.linspace(-1, 1, 100)[None])})
+    {'w': 4}
+    """
+    found = {}
+    for name, weight in weights.items():
+        codes: Any = weight
+        while isinstance(codes, Packed):
+            codes = codes.parts.get("codes", codes.parts.get("values"))
+        if isinstance(codes, Tensor) and not codes.dtype.is_floating_point and isinstance(weight, Packed):
+            # Several planes of codes are several terms of each weight.
+            planes = codes.shape[0] if tuple(codes.shape[1:]) == weight.shape and codes.ndim > len(weight.shape) else 1
+            distinct = len(set(codes[codes != 0].tolist()))
+            found[name] = planes * max(1, math.ceil(math.log2(max(distinct, 1))))
+    return found
+
+
+def _convolution(
+    image: Tensor, weight: Tensor, args: list[Any], kwargs: dict[str, Any], facts: dict[str, Any]
+) -> Layer:
+    given: dict[str, Any] = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
     given |= dict(zip(given, args)) | kwargs
     spatial = weight.ndim - 2
     batch = image.shape[0] if image.ndim == weight.ndim else 1
@@ -150,4 +178,3 @@ def _pair(values: tuple[int, ...], other: int) -> tuple[int, int]:
 def _storage(value: Tensor) -> int:
     """What a weight and its views have in common."""
     return value.untyped_storage().data_ptr() if value.numel() else id(value)
-
