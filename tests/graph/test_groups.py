@@ -638,7 +638,7 @@ class ChannelConvolution(nn.Module):
 def test_convolution_along_channels() -> None:
     smaller, cuts = check(ChannelConvolution(), torch.rand(2, 3, 4, 4))
     assert (smaller.a.out_channels, smaller.b.out_channels) == (8, 3)
-    assert "a.weight: kept whole because conv1d slides along them" in cuts.lines
+    assert "a.weight: kept whole because convolution slides along them" in cuts.lines
 
 
 class GroupedQueries(nn.Module):
@@ -727,3 +727,107 @@ def test_residual_widths_of_a_resnet_halve_its_weights_as_published() -> None:
     assert count(model) == 11_689_512
     smaller, _ = lilliput.cut(model, 0.5, torch.rand(1, 3, 64, 64))
     assert count(smaller) == 3_055_880
+
+
+class ClassAttention(nn.Module):
+    """Only the class token asks, all tokens answer (CaiT)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads = 4
+        self.token = nn.Parameter(torch.rand(1, 1, 24))
+        self.q, self.k, self.v, self.proj = (nn.Linear(24, 24) for _ in range(4))
+        self.head = nn.Linear(24, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], 1)
+        n, length, _ = x.shape
+        q = self.q(x[:, 0]).unsqueeze(1).reshape(n, 1, self.num_heads, 6).permute(0, 2, 1, 3)
+        k, v = (f(x).reshape(n, length, self.num_heads, 6).permute(0, 2, 1, 3) for f in (self.k, self.v))
+        y = (q @ k.transpose(-2, -1)).softmax(-1) @ v
+        return self.head(x[:, 0] + self.proj(y.transpose(1, 2).reshape(n, -1)))
+
+
+def test_class_attention() -> None:
+    smaller, _ = check(ClassAttention(), torch.rand(2, 5, 24))
+    assert smaller.num_heads == 2
+    assert smaller.q.out_features == smaller.k.out_features == smaller.v.out_features == smaller.proj.in_features == 12
+
+
+class CrossCovariance(nn.Module):
+    """Attention between channels, normalized over the tokens, with a temperature a head (XCiT)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads = 4
+        self.temperature = nn.Parameter(torch.rand(4, 1, 1))
+        self.qkv, self.proj, self.head = nn.Linear(24, 72), nn.Linear(24, 24), nn.Linear(24, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, length, _ = x.shape
+        q, k, v = self.qkv(x).reshape(n, length, 3, self.num_heads, 6).permute(2, 0, 3, 4, 1)
+        q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
+        y = (q @ k.transpose(-2, -1) * self.temperature).softmax(-1) @ v
+        return self.head(x + self.proj(y.permute(0, 3, 1, 2).reshape(n, length, -1)))
+
+
+def test_cross_covariance_attention() -> None:
+    smaller, _ = check(CrossCovariance(), torch.rand(2, 5, 24))
+    assert smaller.temperature.shape == (2, 1, 1)
+    assert (smaller.num_heads, smaller.qkv.out_features, smaller.proj.in_features) == (2, 36, 12)
+
+
+class Windows(nn.Module):
+    """Shifted windows with a mask that is written slice by slice (Swin), a layer scale that is reshaped."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads = 2
+        self.qkv, self.proj, self.head = nn.Linear(12, 36), nn.Linear(12, 12), nn.Linear(12, 3)
+        self.up, self.down = nn.Linear(12, 20), nn.Linear(20, 12)
+        self.scale = nn.Parameter(torch.rand(12))
+
+    def parted(self, x: Tensor) -> Tensor:
+        n, height, width, c = x.shape
+        return x.view(n, height // 2, 2, width // 2, 2, c).permute(0, 1, 3, 2, 4, 5).reshape(-1, 4, c)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, height, width, c = x.shape
+        places = torch.zeros(1, height, width, 1)
+        for count, rows in enumerate((slice(0, 2), slice(2, 3), slice(3, 4))):
+            places[:, rows] = count
+        places = self.parted(places).squeeze(2)
+        mask = (places[:, None] != places[:, :, None]).float() * -100.0
+        y = self.parted(torch.roll(x, (-1, -1), (1, 2)))
+        q, k, v = self.qkv(y).reshape(-1, 4, 3, self.num_heads, 6).permute(2, 0, 3, 1, 4)
+        weights = (q @ k.transpose(-2, -1)).view(n, -1, self.num_heads, 4, 4) + mask[None, :, None]
+        y = (weights.view(-1, self.num_heads, 4, 4).softmax(-1) @ v).transpose(1, 2).reshape(-1, 4, 6 * self.num_heads)
+        y = self.proj(y).view(n, 2, 2, 2, 2, c).permute(0, 1, 3, 2, 4, 5).reshape(n, height, width, c)
+        x = x + torch.roll(y, (1, 1), (1, 2)) * self.scale.view(1, 1, 1, -1)
+        return self.head(x + self.down(F.gelu(self.up(x))))
+
+
+def test_shifted_windows() -> None:
+    smaller, _ = check(Windows(), torch.rand(2, 4, 4, 12))
+    assert (smaller.num_heads, smaller.qkv.out_features, smaller.proj.in_features) == (1, 18, 6)
+    assert (smaller.up.out_features, smaller.down.in_features) == (10, 10)
+
+
+class GatedConvolution(nn.Module):
+    """A gate, what passes unchanged, and what is convolved by itself (MambaOut, InceptionNeXt)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes = (12, 8, 4)
+        self.a, self.b = nn.Conv2d(3, 24, 1), nn.Conv2d(12, 2, 1)
+        self.c = nn.Conv2d(4, 4, 3, padding=1, groups=4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, same, rest = torch.split(self.a(x), self.sizes, 1)
+        return self.b(F.gelu(gate) * torch.cat([same, self.c(rest)], 1))
+
+
+def test_gated_convolution() -> None:
+    smaller, _ = check(GatedConvolution(), torch.rand(2, 3, 6, 6))
+    assert (smaller.a.out_channels, smaller.c.groups, smaller.b.in_channels) == (12, 2, 6)
+    assert smaller.sizes == (6, 4, 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -95,7 +96,8 @@ class Atoms:
             label: the atoms.
         """
         first = int(label.flat[0])
-        return any(low <= first < high for low, high in self._soft)
+        place = bisect_right(self._soft, (first, self.count)) - 1
+        return place >= 0 and first < self._soft[place][1]
 
     def solve(self) -> Classes:
         """Returns the classes of atoms that go together."""
@@ -140,6 +142,16 @@ class Classes:
         result: NDArray[np.bool_] = self.reason < len(self.reasons)
         result[FIXED] = True
         return result
+
+    def first_reason(self, atoms: Label) -> str | None:
+        """Returns why the first of some atoms that must stay must stay, None if all may go.
+
+        Args:
+            atoms: any.
+        """
+        places = self.reason[atoms]
+        known = places[places < len(self.reasons)]
+        return self.reasons[int(known[0])] if known.size else None
 
     def why(self, atom: int) -> str | None:
         """Returns why an atom must stay, None if it may go.

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lilliput.graph.groups import Analysis
@@ -15,7 +17,7 @@ from lilliput.graph.program import Program
 from lilliput.graph.run import bind_example
 from lilliput.graph.shapes import users_of
 
-Removed = Mapping[tuple[str, int], set[int]]
+Removed = Mapping[tuple[str, int], NDArray[np.int64]]
 
 
 def constants_of(analysis: Analysis, removed: Removed, example: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -37,18 +39,18 @@ def constants_of(analysis: Analysis, removed: Removed, example: Any) -> tuple[di
     silenced: dict[str, Tensor] = {}
     layers = [(index, layer) for index, node in enumerate(graph.nodes) if (layer := layer_of(node)) is not None]
     for _, layer in layers:
-        gone = sorted(removed.get((layer.weight, 1 if layer.kind == "transposed" else 0), ()))
-        if gone and layer.weight not in silenced:
+        gone = removed.get((layer.weight, 1 if layer.kind == "transposed" else 0))
+        if gone is not None and layer.weight not in silenced:
             weight = tensors[layer.weight].detach().clone()
-            weight.index_fill_(1 if layer.kind == "transposed" else 0, torch.tensor(gone), 0.0)
+            weight.index_fill_(1 if layer.kind == "transposed" else 0, torch.from_numpy(gone), 0.0)
             silenced[layer.weight] = weight
-    consumers = {index: layer for index, layer in layers if removed.get((layer.weight, 1)) and layer.groups == 1}
+    consumers = {index: layer for index, layer in layers if (layer.weight, 1) in removed and layer.groups == 1}
     seen = _inputs_of(analysis, consumers, silenced, example)
     values: dict[str, Tensor] = {}
     for index, layer in consumers.items():
         if layer.kind == "transposed":
             continue
-        places = torch.tensor(sorted(removed[layer.weight, 1]))
+        places = torch.from_numpy(removed[layer.weight, 1])
         weight = silenced.get(layer.weight, tensors[layer.weight].detach().clone())
         constant, exact = _constant(seen[index], places, weight.dim() - 2, layer.padded)
         target = _target(analysis, index, layer)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lilliput.core.cut import Cut, Resize
 from lilliput.core.errors import ModelError
+from lilliput.graph.duplicate import copied
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,8 @@ def cut_tensors(tensors: Mapping[str, Tensor], cuts: Iterable[Cut]) -> dict[str,
         ModelError: a cut names no tensor, or an index that it doesn't have.
     """
     result = dict(tensors)
-    for cut in cuts:
+    # The first axis first: whole rows are cheap, and fewer are left for the others.
+    for cut in sorted(cuts, key=lambda cut: cut.axis):
         tensor = result.get(cut.parameter)
         if tensor is None or not 0 <= cut.axis < tensor.dim():
             raise ModelError(f"a cut names axis {cut.axis} of {cut.parameter!r}, which is not there")
@@ -52,10 +57,10 @@ def cut_tensors(tensors: Mapping[str, Tensor], cuts: Iterable[Cut]) -> dict[str,
                 f"a cut of {cut.parameter!r} is made for {cut.size} indices along axis {cut.axis}, "
                 f"the model has {tensor.shape[cut.axis]}"
             )
-        if not cut.kept or min(cut.kept) < 0 or max(cut.kept) >= tensor.shape[cut.axis]:
+        kept = np.array(cut.kept, np.int64)
+        if not len(kept) or kept.min() < 0 or kept.max() >= tensor.shape[cut.axis]:
             raise ModelError(f"a cut of {cut.parameter!r} keeps indices beyond its {tensor.shape[cut.axis]}, or none")
-        kept = torch.tensor(cut.kept, device=tensor.device)
-        result[cut.parameter] = tensor.detach().index_select(cut.axis, kept)
+        result[cut.parameter] = tensor.detach().index_select(cut.axis, torch.from_numpy(kept).to(tensor.device))
     return result
 
 
@@ -76,37 +81,100 @@ def apply_cuts(model: nn.Module, cuts: Cuts) -> None:
         >>> model[0].out_features, model[2].in_features, model(torch.rand(5, 2)).shape
         (2, 2, torch.Size([5, 1]))
     """
-    state: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
-    state |= dict(model.named_buffers(remove_duplicate=False))
+    made, names = _made(model, cuts)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    changes = [(_holder_of(model, size), size) for size in cuts.sizes]
+    for key, value in made.items():
+        # Tied weights stay tied, under all their names and in all modules that share them.
+        for alias in names[key]:
+            owner, _, leaf = alias.rpartition(".")
+            holder = modules[owner]
+            table: dict[str, Any] = holder._parameters if leaf in holder._parameters else holder._buffers
+            table[leaf] = value
+    _follow(modules, cuts, changes, [names[key] for key in made])
+
+
+def smaller_copy(model: nn.Module, cuts: Cuts) -> nn.Module:
+    """Returns a copy with its modules made smaller; what isn't cut is copied, what is cut is copied cut.
+
+    Args:
+        model: as for `apply_cuts`; it is not changed.
+        cuts: what to cut.
+
+    Raises:
+        ModelError: as for `cut_tensors`.
+    """
+    made, names = _made(model, cuts)
+    smaller = copied(model, dict(made))
+    changes = [(_holder_of(smaller, size), size) for size in cuts.sizes]
+    modules = dict(smaller.named_modules(remove_duplicate=False))
+    _follow(modules, cuts, changes, [names[key] for key in made])
+    return smaller
+
+
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    """Lists a model's parameters, then its buffers, under all their names.
+
+    Args:
+        model: any module.
+    """
+    parameters: dict[str, Tensor] = {}
+    buffers: dict[str, Tensor] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        for table, found in ((module._parameters, parameters), (module._buffers, buffers)):
+            for leaf, value in table.items():
+                if value is not None:
+                    found[f"{path}.{leaf}" if path else leaf] = value
+    return parameters | buffers
+
+
+def kept_of(cut: Cut) -> NDArray[np.bool_]:
+    """For each index along a cut's axis whether it stays.
+
+    Args:
+        cut: any.
+    """
+    kept = np.zeros(cut.size, bool)
+    kept[np.array(cut.kept, np.int64)] = True
+    return kept
+
+
+def _made(model: nn.Module, cuts: Cuts) -> tuple[dict[int, Tensor], dict[int, list[str]]]:
+    """New parameters and buffers by the identity of the old ones; and the names of all old ones."""
+    state = state_of(model)
     smaller = cut_tensors(state, cuts.cuts)
     unknown = [name for name, value in cuts.values.items() if name not in state or smaller[name].shape != value.shape]
     if unknown:
         raise ModelError(f"new values for {unknown[0]!r} don't fit the model")
-    changes = [(_holder_of(model, size), size) for size in cuts.sizes]
-    kept = {(cut.parameter, cut.axis): cut for cut in cuts.cuts}
     names: dict[int, list[str]] = {}
     for name, tensor in state.items():
         names.setdefault(id(tensor), []).append(name)
     made: dict[int, Tensor] = {}
     for name in dict.fromkeys([*(cut.parameter for cut in cuts.cuts), *cuts.values]):
-        value = (cuts.values[name].to(state[name]) if name in cuts.values else smaller[name]).clone()
-        made[id(state[name])] = value
-        # Tied weights stay tied, under all their names and in all modules that share them.
-        parameter = nn.Parameter(value, requires_grad=state[name].requires_grad)
-        for alias in names[id(state[name])]:
-            owner, _, leaf = alias.rpartition(".")
-            holder = model.get_submodule(owner)
-            if leaf in holder._parameters:
-                holder._parameters[leaf] = parameter
-            else:
-                holder._buffers[leaf] = value
+        old = state[name]
+        value = cuts.values[name].to(old).clone() if name in cuts.values else smaller[name]
+        is_parameter = isinstance(old, nn.Parameter)
+        made[id(old)] = nn.Parameter(value, requires_grad=old.requires_grad) if is_parameter else value
+    return made, names
+
+
+def _follow(
+    modules: Mapping[str, nn.Module],
+    cuts: Cuts,
+    changes: Iterable[tuple[nn.Module, Resize]],
+    touched: Iterable[list[str]],
+) -> None:
+    """Sets the sizes that modules state, and attributes of the user's, to what their tensors have become."""
+    rows = {cut.parameter: cut for cut in cuts.cuts if cut.axis == 0}
     resized: set[int] = set()
-    for name in {alias for key in made for alias in names[key]}:
-        owner, _, leaf = name.rpartition(".")
-        module = model.get_submodule(owner)
-        if id(module) not in resized:
-            resized.add(id(module))
-            _resize(module, kept.get((f"{owner}.weight" if owner else "weight", 0)))
+    for aliases in touched:
+        cut = next((rows[name] for name in aliases if name in rows), None)
+        for name in aliases:
+            owner, _, leaf = name.rpartition(".")
+            module = modules[owner]
+            if id(module) not in resized and (leaf == "weight" or not hasattr(module, "weight")):
+                resized.add(id(module))
+                _resize(module, cut)
     for module, size in changes:
         held = vars(module)[size.attribute]
         vars(module)[size.attribute] = size.new[0] if isinstance(held, int) else type(held)(size.new)
@@ -161,9 +229,7 @@ def _resize(module: nn.Module, cut: Cut | None) -> None:
 def _whole_blocks(cut: Cut, groups: int) -> int:
     """How many groups are left: as many as before, unless whole ones went."""
     size = cut.size // groups
-    counts = [0] * groups
-    for index in cut.kept:
-        counts[index // size] += 1
+    counts = np.bincount(np.array(cut.kept, np.int64) // size, minlength=groups).tolist()
     left = sum(count > 0 for count in counts)
     return left if all(count in (0, size) for count in counts) else groups
 

@@ -20,6 +20,7 @@ from lilliput.graph.atoms import FIXED, Atoms, Label
 from lilliput.graph.ir import Graph, InputRef, Node, NodeRef, TensorRef, refs_of
 from lilliput.graph.layers import arguments_of
 from lilliput.graph.program import Program
+from lilliput.graph.record import shape_of
 
 
 class Axes(NamedTuple):
@@ -78,8 +79,9 @@ class Flow:
             if isinstance(result, int | float):
                 self.values.append(result)
                 continue
-            rule = table.get(node.operator, _unknown)
-            self.values.append(rule(self, node, arguments_of(node)))
+            rule = table.get(node.operator)
+            # An operator without a rule may be one that no table knows.
+            self.values.append(_unknown(self, node) if rule is None else rule(self, node, arguments_of(node)))
         for ref in refs_of(self.graph.output):
             self.block(self.of(ref), "they are the network's outputs")
         return self
@@ -224,7 +226,7 @@ def _fixed(result: Any) -> Any:
     return [_fixed(item) for item in result] if isinstance(result, list) else result
 
 
-def _unknown(flow: Flow, node: Node, bound: Mapping[str, Any]) -> Any:
+def _unknown(flow: Flow, node: Node) -> Any:
     for ref in node.refs():
         flow.block(flow.of(ref), f"{short(node.operator)} mixes them")
     return flow.fixed()
@@ -249,13 +251,7 @@ def results_of(graph: Graph, tensors: Mapping[str, Tensor], inputs: Sequence[Ten
     with torch.no_grad():
         for step in program.steps(dtype, (held or list(inputs))[0].device):
             values[step.place] = step.run(values)
-            results.append(_shape(values[step.place]))
+            results.append(shape_of(values[step.place]))
             for place in step.free:
                 values[place] = None
     return results
-
-
-def _shape(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return tuple(value.shape)
-    return [_shape(item) for item in value] if isinstance(value, list | tuple) else value

@@ -7,31 +7,51 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lilliput.graph.atoms import Classes
+from lilliput.graph.cut import state_of
 from lilliput.graph.flow import Choices, Flow, results_of
 from lilliput.graph.ir import Graph
+from lilliput.graph.record import record
 from lilliput.graph.run import GraphModule, bind_example
 from lilliput.graph.trace import trace
+from lilliput.graph.verify import runnable
 
 # How often other ways of cutting a dimension are tried.
 _ROUNDS = 5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Member:
     """A parameter or buffer that a group cuts.
 
     Attributes:
         parameter: its name in the state dict.
         axis: which axis.
-        places: for each channel of the group the indices that go with it.
+        owners: the channel, by its number in the group, to which each of `indices` belongs; ascending.
+        indices: those along the axis that the group holds.
     """
 
     parameter: str
     axis: int
-    places: tuple[tuple[int, ...], ...]
+    owners: NDArray[np.int64]
+    indices: NDArray[np.int64]
+
+    @property
+    def places(self) -> tuple[tuple[int, ...], ...]:
+        """For each channel of the group the indices that go with it."""
+        ends = np.flatnonzero(np.diff(self.owners)) + 1
+        return tuple(tuple(part.tolist()) for part in np.split(self.indices, ends))
+
+    def removed(self, gone: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """Returns the indices that go.
+
+        Args:
+            gone: for each channel whether it goes.
+        """
+        return self.indices[gone[self.owners]]
 
 
 @dataclass(frozen=True)
@@ -102,43 +122,38 @@ class Analysis:
     flow: Flow
     classes: Classes
     groups: list[Group]
-    units: list[list[int]]
+    units: list[NDArray[np.int64]]
     tensors: Mapping[str, Tensor]
 
 
-def analyse(model: nn.Module, example: Any) -> Analysis:
-    """Traces a model and finds its groups.
+def analyse(model: nn.Module, example: Any, *, exported: bool = False, copied: nn.Module | None = None) -> Analysis:
+    """Records or traces a model and finds its groups.
 
     Args:
         model: any module, a `GraphModule` as it is.
         example: as for `trace`.
+        exported: whether the graph must be one that a file may hold.
+        copied: a copy that may be run; made if there is none.
 
     Raises:
         ModelError: the model can't be traced.
     """
-    state: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
-    state |= dict(model.named_buffers(remove_duplicate=False))
-    if isinstance(model, GraphModule):
-        graph = model.graph
-    else:
-        graph, constants = trace(model, example, open_sizes={}, compare=False)
-        state |= constants
-    inputs = bind_example(graph, example)
-    results = results_of(graph, state, inputs)
-    shapes = {name: tuple(state[name].shape) for name in graph.tensors}
+    graph, results, inputs, state = _seen(model, example, exported, copied)
+    used = graph.tensors
+    shapes = {name: tuple(state[name].shape) for name in used}
     cuttable = set(state) if isinstance(model, GraphModule) else set(model.state_dict())
+    sizes = [tuple(tensor.shape) for tensor in inputs]
     best: Analysis | None = None
     most = -1
     choices: Choices = {}
     for _ in range(_ROUNDS):
-        sizes = [tuple(tensor.shape) for tensor in inputs]
         flow = Flow(graph, results, shapes, dict(choices), input_shapes=sizes).walk()
         for name, axes in flow.parameters.items():
             if name not in cuttable:
                 flow.block(axes, "they meet a constant of the model's code")
         classes = flow.atoms.solve()
         found, units = _collect(flow, classes)
-        reach = sum(len(places) for group in found if group.size > 1 for m in group.members for places in m.places)
+        reach = sum(len(member.indices) for group in found if group.size > 1 for member in group.members)
         if reach > most:
             best, most = Analysis(graph, flow, classes, found, units, state), reach
         useful = np.zeros(flow.atoms.count, bool)
@@ -154,55 +169,109 @@ def analyse(model: nn.Module, example: Any) -> Analysis:
     return best
 
 
-def _collect(flow: Flow, classes: Classes) -> tuple[list[Group], list[list[int]]]:
+def _seen(
+    model: nn.Module, example: Any, exported: bool, copied: nn.Module | None
+) -> tuple[Graph, list[Any], list[Tensor], dict[str, Tensor]]:
+    """A graph, what its nodes gave, its inputs, and its tensors by name."""
+    state = state_of(model)
+    if isinstance(model, GraphModule):
+        inputs = bind_example(model.graph, example)
+        return model.graph, results_of(model.graph, state, inputs), inputs, state
+    if not exported:
+        recorded = record(model, example, runnable(model) if copied is None else copied)
+        if recorded is not None:
+            return recorded.graph, recorded.results, recorded.inputs, recorded.tensors | state
+    graph, constants = trace(model, example, open_sizes={}, compare=False)
+    state |= constants
+    inputs = bind_example(graph, example)
+    return graph, results_of(graph, state, inputs), inputs, state
+
+
+def _collect(flow: Flow, classes: Classes) -> tuple[list[Group], list[NDArray[np.int64]]]:
     """Classes that occur in the same axes, as groups."""
     stuck = classes.stuck
     axes = [(name, axis) for name, value in flow.parameters.items() for axis in range(len(value.shape))]
-    places: dict[int, dict[int, list[int]]] = {}
-    kept: list[tuple[int, Group]] = []
+    held: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]] = []
+    found: list[tuple[int, Group, NDArray[np.int64]]] = []
     for number, (name, axis) in enumerate(axes):
         label = flow.parameters[name].labels[axis]
         if label is None:
             continue
         roots = classes.root[label]
-        free = ~stuck[roots]
-        for index, root in zip(free.nonzero()[0].tolist(), roots[free].tolist()):
-            places.setdefault(root, {}).setdefault(number, []).append(index)
-        if axis == 0 and not free.any() and len(flow.parameters[name].shape) > 1:
-            reason = next((why for why in map(classes.why, map(int, roots)) if why), "they can't be told apart")
-            kept.append((number, Group(name, len(label), reason=reason)))
-    kinds: dict[tuple[int, ...], list[int]] = {}
-    for root, held in places.items():
-        kinds.setdefault(tuple(held), []).append(root)
-    found: list[tuple[int, Group, list[int]]] = [(number, group, []) for number, group in kept]
-    for signature, roots_of in kinds.items():
-        members = tuple(
-            Member(*axes[number], tuple(tuple(places[root][number]) for root in roots_of)) for number in signature
-        )
-        first = next((number for number in signature if axes[number][1] == 0), signature[0])
-        name = axes[first][0]
-        if len(roots_of) == 1:
-            group = Group(name, 1, (), "all its channels depend on one another")
-        else:
-            group = Group(name, len(roots_of), members)
-        found.append((signature[0], group, roots_of))
+        indices = np.flatnonzero(~stuck[roots])
+        if len(indices):
+            held.append((np.full(len(indices), number), indices, roots[indices]))
+        elif axis == 0 and len(flow.parameters[name].shape) > 1:
+            why = classes.first_reason(roots) or "they can't be told apart"
+            found.append((number, Group(name, len(label), reason=why), np.zeros(0, np.int64)))
+    if held:
+        numbers, indices, roots = (np.concatenate(part) for part in zip(*held))
+        found += _groups(axes, numbers, indices, roots)
     found.sort(key=lambda entry: entry[0])
     return [group for _, group, _ in found], [roots for _, _, roots in found]
 
 
-def removed_indices(chosen: Sequence[tuple[Group, Sequence[int]]]) -> Mapping[tuple[str, int], set[int]]:
+def _groups(
+    axes: Sequence[tuple[str, int]],
+    numbers: NDArray[np.int64],
+    indices: NDArray[np.int64],
+    roots: NDArray[np.int64],
+) -> list[tuple[int, Group, NDArray[np.int64]]]:
+    """Groups of all that can go, given as axis, index along it, and class; each with the place of its first axis."""
+    unique, dense = _numbered(roots)
+    pairs = np.sort(dense * len(axes) + numbers)
+    pairs = pairs[np.diff(pairs, prepend=-1) > 0]
+    starts = np.searchsorted(pairs, np.arange(len(unique)) * len(axes))
+    # The set of axes in which a class occurs, as a sum of one random number for each.
+    codes = np.random.default_rng(0).integers(0, 2**63, len(axes), dtype=np.uint64)
+    _, kinds = _numbered(np.add.reduceat(codes[pairs % len(axes)], starts))
+    entry = np.lexsort((indices, dense, numbers, kinds[dense]))
+    numbers, indices, dense = numbers[entry], indices[entry], dense[entry]
+    kind_of = kinds[dense]
+    breaks = np.flatnonzero((np.diff(kind_of) != 0) | (np.diff(numbers) != 0)) + 1
+    local = np.empty(len(unique), np.int64)
+    units = []
+    for kind in range(int(kinds.max()) + 1):
+        members_of = np.flatnonzero(kinds == kind)
+        local[members_of] = np.arange(len(members_of))
+        units.append(unique[members_of])
+    members: dict[int, list[tuple[int, Member]]] = {}
+    for begin, end in zip([0, *breaks.tolist()], [*breaks.tolist(), len(entry)]):
+        number = int(numbers[begin])
+        member = Member(*axes[number], local[dense[begin:end]], indices[begin:end])
+        members.setdefault(int(kind_of[begin]), []).append((number, member))
+    result = []
+    for kind, held in members.items():
+        name = next((axes[number][0] for number, _ in held if axes[number][1] == 0), held[0][1].parameter)
+        group = Group(name, len(units[kind]), tuple(member for _, member in held))
+        if group.size == 1:
+            group = Group(name, 1, (), "all its channels depend on one another")
+        result.append((held[0][0], group, units[kind]))
+    return result
+
+
+def _numbered(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Different values in the order in which they occur first; and for each value its number in that order."""
+    unique, first, inverse = np.unique(values, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order))
+    return unique[order], place[inverse]
+
+
+def removed_indices(chosen: Sequence[tuple[Group, NDArray[np.int64]]]) -> dict[tuple[str, int], NDArray[np.int64]]:
     """Lists what goes from which axis.
 
     Args:
         chosen: groups, each with the channels to remove.
 
     Returns:
-        Indices by parameter and axis.
+        Ascending indices by parameter and axis.
     """
-    gone: dict[tuple[str, int], set[int]] = {}
+    found: dict[tuple[str, int], list[NDArray[np.int64]]] = {}
     for group, channels in chosen:
+        gone = np.zeros(group.size, bool)
+        gone[channels] = True
         for member in group.members:
-            into = gone.setdefault((member.parameter, member.axis), set())
-            for channel in channels:
-                into.update(member.places[channel])
-    return gone
+            found.setdefault((member.parameter, member.axis), []).append(member.removed(gone))
+    return {key: np.sort(np.concatenate(parts)) for key, parts in found.items()}

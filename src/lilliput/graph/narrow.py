@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lilliput.core.cut import Cut, Resize
 from lilliput.core.errors import MethodError
 from lilliput.core.method import find
+from lilliput.graph.atoms import Label
 from lilliput.graph.bounds import first_line
 from lilliput.graph.constants import constants_of
-from lilliput.graph.cut import Cuts, apply_cuts, compose, cut_tensors, note_cuts, noted_cuts
+from lilliput.graph.cut import Cuts, compose, cut_tensors, note_cuts, noted_cuts, smaller_copy, state_of
 from lilliput.graph.groups import Analysis, Group, analyse, removed_indices
-from lilliput.graph.ranking import Score, channel_scores, squares
+from lilliput.graph.ranking import Score, axis_scores, channel_scores, squares
 from lilliput.graph.rewrite import rewrite
 from lilliput.graph.run import GraphModule
 from lilliput.graph.sizes import labels_by_class, resizes
-from lilliput.graph.verify import equal, probe, run, sharing, zeroed
+from lilliput.graph.verify import Trial, equal, run
 
-Chosen = tuple[Group, tuple[int, ...], tuple[int, ...]]
+Chosen = tuple[Group, NDArray[np.int64], NDArray[np.int64]]
 """A group, the channels that go, and their classes."""
 Share = float | Mapping[str, float] | Callable[[Group], float]
 
@@ -77,31 +79,34 @@ def cut(
     until = time.monotonic() + seconds
     if multiple < 1:
         raise MethodError(f"cut: multiple must be at least 1, it is {multiple}")
-    analysis = analyse(model, example)
+    trial = Trial(model, example)
+    # What is absorbed is found on layers, which a recording doesn't have.
+    analysis = analyse(model, example, exported=absorb, copied=trial.model)
     wanted = _wanted(model, analysis, share, _score_of(criterion), multiple)
-    work = _Work(model, analysis, example, until)
+    trial.enliven()
+    work = _Work(model, analysis, trial, until)
     with torch.no_grad():
         work.extend(wanted)
         values, lines = work.absorbed() if absorb else ({}, [])
-    cuts = work.cuts(work.accepted)
-    smaller = work.made(model, work.accepted, values=values)
+        cuts = replace(work.cuts(work.accepted), values=values)
+        smaller = work.made(cuts)
     for path, module in smaller.named_modules():
         module.training = model.get_submodule(path).training
-    cuts = Cuts(cuts.cuts, values, (*_lines(analysis, work), *lines), cuts.sizes)
+    cuts = replace(cuts, lines=(*_lines(analysis, work), *lines))
     note_cuts(smaller, compose(noted_cuts(model), cuts))
     return smaller, cuts
 
 
 def _wanted(model: nn.Module, analysis: Analysis, share: Share, score: Score, multiple: int) -> list[Chosen]:
     """The weakest channels of each group."""
-    state = dict(model.named_parameters(remove_duplicate=False))
+    numbers = [_number(group, share, multiple) if group.members else 0 for group in analysis.groups]
+    members = [member for group, number in zip(analysis.groups, numbers) if number for member in group.members]
+    scores = axis_scores(dict(model.named_parameters(remove_duplicate=False)), members, score)
     wanted: list[Chosen] = []
-    for group, units in zip(analysis.groups, analysis.units):
-        if group.members:
-            number = _number(group, share, multiple)
-            gone = _weakest(group, state, score, number) if number else ()
-            if gone:
-                wanted.append((group, gone, tuple(units[channel] for channel in gone)))
+    for group, units, number in zip(analysis.groups, analysis.units, numbers):
+        if number:
+            gone = np.sort(np.argsort(channel_scores(group, scores), kind="stable")[:number])
+            wanted.append((group, gone, units[gone]))
     return wanted
 
 
@@ -124,14 +129,10 @@ def _number(group: Group, share: Share, multiple: int) -> int:
         part = share(group) if callable(share) else share
     if not 0 <= part <= 1:
         raise MethodError(f"cut: a share must be between 0 and 1, it is {part}")
-    step = multiple // math.gcd(multiple, len(group.members[0].places[0]))
+    first = group.members[0].owners
+    step = multiple // math.gcd(multiple, int((first == first[0]).sum()))
     kept = max(group.size - int(part * group.size), 1)
     return max(group.size - math.ceil(kept / step) * step, 0)
-
-
-def _weakest(group: Group, state: Mapping[str, Tensor], score: Score, number: int) -> tuple[int, ...]:
-    total = channel_scores(group, state, score)
-    return tuple(sorted(int(channel) for channel in total.argsort(stable=True)[:number]))
 
 
 @dataclass
@@ -141,7 +142,7 @@ class _Work:
     Attributes:
         model: the user's, unchanged.
         analysis: its groups.
-        example: what is run.
+        trial: what is run.
         until: when to stop.
         accepted: groups that are cut.
         sizes: attributes that follow.
@@ -151,16 +152,20 @@ class _Work:
 
     model: nn.Module
     analysis: Analysis
-    example: Any
+    trial: Trial
     until: float
     accepted: list[Chosen] = field(default_factory=list)
     sizes: dict[tuple[str, str], Resize] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
     tried: int = 0
 
-    def __post_init__(self) -> None:
-        self.labels = labels_by_class(self.analysis)
-        self.probe = probe(self.model)
+    # What the network with zeroed channels gave, for the last choice of channels.
+    _wanted: tuple[Sequence[Chosen], list[Tensor]] | None = None
+
+    @cached_property
+    def labels(self) -> dict[int, list[Label]]:
+        """The labels in which each class occurs."""
+        return labels_by_class(self.analysis)
 
     def extend(self, batch: Sequence[Chosen]) -> None:
         """Accepts groups all at once, or by halves."""
@@ -171,15 +176,16 @@ class _Work:
             return
         failure = ""
         tried: list[Any] = []
+        chosen = [*self.accepted, *batch]
         for boldness in (0, 1, 2) if len(batch) == 1 else (0, 1):
             sizes = self.guess(batch, boldness)
             if sizes in tried:
                 continue
             tried.append(sizes)
-            trouble = self.trouble([*self.accepted, *batch], sizes)
+            trouble = self.trouble(chosen, sizes)
             self.tried += 1
             if not trouble:
-                self.accepted += batch
+                self.accepted = chosen
                 self.sizes = self.fewest(sizes)
                 return
             failure = failure or trouble
@@ -202,17 +208,17 @@ class _Work:
         """For each atom whether it is removed."""
         roots = np.zeros(self.analysis.flow.atoms.count, bool)
         for _, _, classes in chosen:
-            roots[list(classes)] = True
+            roots[classes] = True
         return roots[self.analysis.classes.root]
 
     def guess(self, batch: Sequence[Chosen], boldness: int) -> dict[tuple[str, str], Resize]:
         """Attributes that follow, with those of the groups accepted before."""
-        if isinstance(self.model, GraphModule):
-            return {}
+        if isinstance(self.model, GraphModule) or not boldness:
+            return dict(self.sizes)
         gone = self.gone([*self.accepted, *batch])
         found = dict(self.sizes)
         for group, _, classes in batch:
-            labels = {id(label): label for label in self.labels.get(classes[0], [])}
+            labels = {id(label): label for label in self.labels.get(int(classes[0]), [])}
             for change in resizes(self.model, group, labels.values(), gone, boldness):
                 key = change.module, change.attribute
                 before = found.get(key, change)
@@ -228,53 +234,57 @@ class _Work:
         shapes = self.analysis.flow.shapes
         cuts = []
         for (name, axis), indices in removed.items():
-            size = shapes[name][axis]
-            cuts.append(Cut(name, axis, tuple(index for index in range(size) if index not in indices), size))
+            stay = np.ones(shapes[name][axis], bool)
+            stay[indices] = False
+            cuts.append(Cut(name, axis, tuple(np.flatnonzero(stay).tolist()), len(stay)))
         return Cuts(tuple(cuts), sizes=tuple((self.sizes if sizes is None else sizes).values()))
 
-    def made(
-        self,
-        model: nn.Module,
-        chosen: Sequence[Chosen],
-        sizes: Mapping[tuple[str, str], Resize] | None = None,
-        values: Mapping[str, Tensor] | None = None,
-    ) -> nn.Module:
-        """A smaller model."""
-        cuts = replace(self.cuts(chosen, sizes), values=values or {})
-        if isinstance(model, GraphModule):
-            tensors: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
-            tensors |= dict(model.named_buffers(remove_duplicate=False))
-            graph = rewrite(self.analysis.flow, self.gone(chosen))
-            tensors = {name: value for name, value in tensors.items() if name not in graph.aliases}
-            tensors = {name: value.clone() for name, value in cut_tensors(tensors, cuts.cuts).items()}
-            return GraphModule(graph, tensors | dict(cuts.values))
-        smaller = copy.deepcopy(model) if model is self.model else sharing(model)
-        apply_cuts(smaller, cuts)
-        return smaller
+    def made(self, cuts: Cuts) -> nn.Module:
+        """A smaller model, of memory of its own."""
+        if not isinstance(self.model, GraphModule):
+            return smaller_copy(self.model, cuts)
+        return self.rewritten(self.accepted, self.model, cuts)
+
+    def rewritten(self, chosen: Sequence[Chosen], model: nn.Module, cuts: Cuts) -> nn.Module:
+        """A smaller graph."""
+        tensors = state_of(model)
+        graph = rewrite(self.analysis.flow, self.gone(chosen))
+        tensors = {name: value for name, value in tensors.items() if name not in graph.aliases}
+        tensors = {name: value.clone() for name, value in cut_tensors(tensors, cuts.cuts).items()}
+        return GraphModule(graph, tensors | dict(cuts.values))
+
+    def ran(self, chosen: Sequence[Chosen], cuts: Cuts) -> list[Tensor]:
+        """What the smaller model gives."""
+        if isinstance(self.model, GraphModule):
+            return run(self.rewritten(chosen, self.trial.model, cuts), self.trial.example)
+        return self.trial.run(cuts)
 
     def absorbed(self) -> tuple[dict[str, Tensor], list[str]]:
         """New biases and means, if they do what they should."""
         removed = removed_indices([(group, channels) for group, channels, _ in self.accepted])
-        silenced, values = constants_of(self.analysis, removed, self.example)
+        silenced, values = constants_of(self.analysis, removed, self.trial.example)
         cuts = self.cuts(self.accepted)
         kept = {one.parameter: list(one.kept) for one in cuts.cuts if one.axis == 0}
         smaller = {name: value[kept[name]] if name in kept else value for name, value in values.items()}
-        reference = sharing(self.model).eval()
-        apply_cuts(reference, Cuts((), silenced))
-        wanted = run(reference, self.example)
-        got = run(self.made(sharing(self.model).eval(), self.accepted, values=smaller), self.example)
+        self.trial = Trial(self.model, self.trial.example)
+        self.trial.keep()
+        wanted = self.trial.run(Cuts((), silenced))
+        got = self.ran(self.accepted, replace(cuts, values=smaller))
         if all(equal(one, two) for one, two in zip(wanted, got)):
             return smaller, []
         return {}, ["constants of removed channels are not absorbed: the network doesn't give the same outputs then"]
 
     def trouble(self, chosen: Sequence[Chosen], sizes: Mapping[tuple[str, str], Resize]) -> str:
         """What is wrong with the smaller model; empty if it computes what the zeroed one does."""
+        cuts = self.cuts(chosen, sizes)
         try:
-            wanted = run(zeroed(self.probe, self.cuts(chosen)), self.example)
-            got = run(self.made(self.probe, chosen, sizes).eval(), self.example)
+            got = self.ran(chosen, cuts)
+            if self._wanted is None or self._wanted[0] is not chosen:
+                self._wanted = chosen, self.trial.run_zeroed(cuts)
         # Whatever the user's own code raises at sizes that it doesn't know.
         except Exception as error:
             return f"the model can't run without some of them ({type(error).__name__}: {first_line(error)[:120]})"
+        wanted = self._wanted[1]
         if len(wanted) != len(got) or any(not equal(one, two) for one, two in zip(wanted, got)):
             return "removing some of them doesn't give what zeroing them gives"
         return ""

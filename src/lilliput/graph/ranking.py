@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lilliput.core.errors import MethodError
-from lilliput.graph.groups import Group
+from lilliput.graph.groups import Group, Member
 
 Score = Callable[[str, Tensor], Tensor | None]
 """`score(name, weight)`: of the weight's shape, higher is kept; None where there is none."""
@@ -19,39 +20,59 @@ def squares(name: str, weight: Tensor) -> Tensor:
     return weight.detach().float().square()
 
 
-def channel_scores(group: Group, state: Mapping[str, Tensor], score: Score) -> Tensor:
+def axis_scores(
+    state: Mapping[str, Tensor], members: Iterable[Member], score: Score
+) -> dict[tuple[str, int], NDArray[np.float64]]:
+    """Adds up the scores at each index of each axis that groups hold.
+
+    Args:
+        state: parameters by name; members that aren't there don't count.
+        members: of the groups.
+        score: of weights; asked once for each.
+
+    Returns:
+        Sums by parameter and axis, (size of the axis,).
+
+    Raises:
+        MethodError: scores aren't numbers; names the weight.
+    """
+    axes: dict[str, set[int]] = {}
+    for member in members:
+        axes.setdefault(member.parameter, set()).add(member.axis)
+    found = {}
+    for name, several in axes.items():
+        weight = state.get(name)
+        scores = score(name, weight) if weight is not None and weight.is_floating_point() else None
+        if weight is None or scores is None or scores.shape != weight.shape:
+            continue
+        for axis in several:
+            others = [d for d in range(weight.dim()) if d != axis]
+            sums = scores.float().sum(others) if others else scores.float()
+            if bool(sums.isnan().any()):
+                raise MethodError(f"cut: the criterion gives NaN for {name}; check weights and data")
+            found[name, axis] = sums.detach().cpu().double().numpy()
+    return found
+
+
+def channel_scores(group: Group, sums: Mapping[tuple[str, int], NDArray[np.float64]]) -> NDArray[np.float64]:
     """Adds up, for each channel, the scores of what goes with it in all members.
 
     Args:
         group: of channels.
-        state: parameters by name; members that aren't there don't count.
-        score: of weights.
+        sums: what `axis_scores` gave.
 
     Returns:
-        Float, (channels,).
+        One score for each channel.
 
-    Raises:
-        MethodError: scores aren't numbers; names the weight.
-
-    >>> from lilliput.graph.groups import Member
-    >>> group = Group("w", 2, (Member("w", 0, ((0,), (1,))),))
-    >>> channel_scores(group, {"w": torch.tensor([[1.0, 2.0], [3.0, 0.0]])}, squares)
-    tensor([5., 9.])
+    >>> import torch
+    >>> group = Group("w", 2, (Member("w", 0, np.array([0, 1]), np.array([0, 1])),))
+    >>> sums = axis_scores({"w": torch.tensor([[1.0, 2.0], [3.0, 0.0]])}, group.members, squares)
+    >>> channel_scores(group, sums)
+    array([5., 9.])
     """
-    total = torch.zeros(group.size)
+    total = np.zeros(group.size)
     for member in group.members:
-        weight = state.get(member.parameter)
-        if weight is None or not weight.is_floating_point():
-            continue
-        scores = score(member.parameter, weight)
-        if scores is None or scores.shape != weight.shape:
-            continue
-        scores = scores.float()
-        if bool(scores.isnan().any()):
-            raise MethodError(f"cut: the criterion gives NaN for {member.parameter}; check weights and data")
-        along = scores.movedim(member.axis, 0).flatten(1).sum(1) if weight.dim() > 1 else scores
-        counts = torch.tensor([len(places) for places in member.places])
-        owner = torch.arange(group.size).repeat_interleave(counts)
-        flat = torch.tensor([index for places in member.places for index in places])
-        total.index_add_(0, owner, along[flat].cpu())
+        along = sums.get((member.parameter, member.axis))
+        if along is not None:
+            total += np.bincount(member.owners, along[member.indices], group.size)
     return total

@@ -50,8 +50,8 @@ def trace(
         >>> [node.operator for node in graph.nodes], graph.open
         (['aten.linear.default', 'aten.relu.default'], 'batch')
     """
-    with _eval_mode(model), torch.no_grad():
-        names, trees, leaves = _take_apart(model, example)
+    with eval_mode(model), torch.no_grad():
+        names, trees, leaves = take_apart(model, example)
         labels = _labels(names, trees, len(leaves))
         failure: Exception | None = None
         for tensors, sizes in _attempts(leaves, labels, open_sizes):
@@ -96,7 +96,7 @@ class _Flat(nn.Module):
         self.found = SimpleNamespace(output=None)
 
     def forward(self, *leaves: Tensor) -> tuple[Any, ...]:
-        args, kwargs = _put_together(self.names, self.trees, leaves)
+        args, kwargs = put_together(self.names, self.trees, leaves)
         flat: list[Any] = []
 
         def leaf(value: Any) -> Ref | None:
@@ -110,7 +110,12 @@ class _Flat(nn.Module):
 
 
 @contextlib.contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Puts a model into eval mode, without the fused path of torch's transformer layers, and back again.
+
+    Args:
+        model: any module.
+    """
     training = [module for module in model.modules() if module.training]
     fast = torch.backends.mha.get_fastpath_enabled()
     model.eval()
@@ -126,8 +131,19 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _take_apart(model: nn.Module, example: Any) -> tuple[list[str], list[Tree], list[Tensor]]:
-    """Names of the call's arguments, their structures over `InputRef`s, and the tensors."""
+def take_apart(model: nn.Module, example: Any) -> tuple[list[str], list[Tree], list[Tensor]]:
+    """Takes an example apart.
+
+    Args:
+        model: whose `forward` names positional arguments.
+        example: as for `trace`.
+
+    Returns:
+        Names of the call's arguments, their structures over `InputRef`s, and the tensors.
+
+    Raises:
+        ModelError: it holds no tensor, more arguments than the model takes, or something of an unknown kind.
+    """
     leaves: list[Tensor] = []
 
     def leaf(value: Any) -> Ref | None:
@@ -162,9 +178,19 @@ def _named(model: nn.Module, args: tuple[Any, ...]) -> dict[str, Any]:
     return dict(zip(names, args, strict=False))
 
 
-def _put_together(
+def put_together(
     names: Sequence[str], trees: Sequence[Tree], leaves: Sequence[Any]
 ) -> tuple[list[Any], dict[str, Any]]:
+    """Puts an example together again.
+
+    Args:
+        names: of the arguments.
+        trees: their structures.
+        leaves: the tensors.
+
+    Returns:
+        Positional and keyword arguments.
+    """
     values = [join(tree, lambda ref: leaves[ref.index]) for tree in trees]  # type: ignore[union-attr]
     # Arguments that were given by position stay so: a leading run is the same either way, and `*args` have no names.
     if any(name.isdigit() for name in names):
@@ -301,7 +327,7 @@ def _agree(model: nn.Module, graph: Graph, constants: dict[str, Tensor], call: _
     """Whether model and graph give the same outputs."""
     from lilliput.graph.run import GraphModule
 
-    args, kwargs = _put_together(*call)
+    args, kwargs = put_together(*call)
     expected = tensors_in(model(*args, **kwargs))
     got = tensors_in(GraphModule(graph, _tensors_of(model) | constants)(*args, **kwargs))
     for one, two in zip(expected, got, strict=True):

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lilliput.graph.cut import Cuts, apply_cuts
+from lilliput.core.cut import Cut
+from lilliput.graph.cut import Cuts, apply_cuts, kept_of, state_of
+from lilliput.graph.duplicate import copied
 from lilliput.graph.structure import tensors_in
 
 _TOLERANCE = 2e-3
+_NEARLY_ZERO = 1e-2
 
 
 def run(model: nn.Module, example: Any) -> list[Tensor]:
@@ -38,37 +41,94 @@ def equal(one: Tensor, two: Tensor) -> bool:
     return bool(((one - two).abs() <= _TOLERANCE * max(spread, 1e-3 * scale) + 1e-7 * scale + 1e-12).all())
 
 
-def sharing(model: nn.Module) -> nn.Module:
-    """A copy whose parameters and buffers are the model's own memory."""
+def runnable(model: nn.Module) -> nn.Module:
+    """A copy in eval mode whose parameters are the model's own memory; buffers, which a run may change, are not."""
     held: dict[int, Any] = {id(p): p for p in model.parameters()}
-    held |= {id(b): b for b in model.buffers()}
-    return copy.deepcopy(model, held)
+    return copied(model, held).eval()
 
 
-def probe(model: nn.Module) -> nn.Module:
-    """The model with values in parameters that are nearly zero, so that no branch's mistake is hidden by them."""
-    copied = sharing(model).eval()
+def lively(model: nn.Module) -> dict[str, Tensor]:
+    """Values for parameters that are nearly zero, by name, so that no branch's mistake is hidden by them."""
     generator = torch.Generator().manual_seed(0)
     values = {}
-    for name, parameter in copied.named_parameters():
-        if parameter.is_floating_point() and parameter.numel() and float(parameter.detach().abs().max()) < 1e-2:
-            drawn: Tensor = torch.rand(parameter.shape, generator=generator) * 0.4 - 0.1
+    for name, parameter in model.named_parameters():
+        value = parameter.detach()
+        if not parameter.is_floating_point() or not parameter.numel():
+            continue
+        # Of a sum of many products each may be small. The first few values mostly tell.
+        scale = (parameter.numel() / parameter.shape[0]) ** -0.5 if parameter.dim() > 1 else 1.0
+        least = _NEARLY_ZERO * scale
+        if float(value.flatten()[:16].abs().max()) < least and float(value.abs().max()) < least:
+            drawn: Tensor = (torch.rand(parameter.shape, generator=generator) * 0.4 - 0.1) * scale
             values[name] = drawn.to(parameter)
-    apply_cuts(copied, Cuts((), values))
-    return copied
+    return values
 
 
-def zeroed(model: nn.Module, cuts: Cuts) -> nn.Module:
-    """Returns a copy with zeros in place of what cuts remove."""
-    state: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
-    state |= dict(model.named_buffers(remove_duplicate=False))
-    values: dict[str, Tensor] = {}
-    for one in cuts.cuts:
-        if state[one.parameter].is_floating_point():
-            value = values.setdefault(one.parameter, state[one.parameter].detach().clone())
-            gone = torch.ones(one.size, dtype=torch.bool)
-            gone[list(one.kept)] = False
-            value.index_fill_(one.axis, gone.nonzero().flatten().to(value.device), 0.0)
-    copied = sharing(model)
-    apply_cuts(copied, Cuts((), values))
-    return copied
+class Trial:
+    """A copy of a model that is changed, run, and changed back.
+
+    Args:
+        model: any; it is not changed.
+        example: what is run, as for `trace`.
+    """
+
+    def __init__(self, model: nn.Module, example: Any) -> None:
+        self.model = runnable(model)
+        self.example = example
+        self._saved: list[tuple[nn.Module, dict[str, Any], list[dict[str, Any]]]] = []
+
+    def enliven(self) -> None:
+        """Puts values into parameters that are nearly zero, for all runs to come."""
+        apply_cuts(self.model, Cuts((), lively(self.model)))
+        self.keep()
+
+    def keep(self) -> None:
+        """Takes the model as it is for what to change back to."""
+        self._saved = []
+        for module in self.model.modules():
+            own = vars(module)
+            tables = [dict(own[name]) for name in ("_parameters", "_buffers")]
+            self._saved.append((module, dict(own), tables))
+
+    def run(self, cuts: Cuts) -> list[Tensor]:
+        """Returns what the model gives with cuts applied.
+
+        Args:
+            cuts: to apply, for this run.
+        """
+        try:
+            apply_cuts(self.model, cuts)
+            return run(self.model, self.example)
+        finally:
+            self.restore()
+
+    def run_zeroed(self, cuts: Cuts) -> list[Tensor]:
+        """Returns what the model gives with zeros in place of what cuts remove.
+
+        Args:
+            cuts: that name the channels.
+        """
+        state = state_of(self.model)
+        values: dict[str, Tensor] = {}
+        for one in sorted(cuts.cuts, key=lambda one: -one.axis):
+            if state[one.parameter].is_floating_point():
+                values[one.parameter] = _masked(values.get(one.parameter, state[one.parameter]), one)
+        return self.run(Cuts((), values))
+
+    def restore(self) -> None:
+        """Takes back what was changed."""
+        for module, own, tables in self._saved:
+            vars(module).clear()
+            vars(module).update(own)
+            for name, table in zip(("_parameters", "_buffers"), tables):
+                own[name].clear()
+                own[name].update(table)
+
+
+def _masked(value: Tensor, cut: Cut) -> Tensor:
+    kept = kept_of(cut)
+    if cut.axis:
+        shape = [-1 if d == cut.axis else 1 for d in range(value.dim())]
+        return value.detach() * torch.from_numpy(kept).to(value).reshape(shape)
+    gone = torch.from_numpy(np.flatnonzero(~kept)).to(value.device)
+    return value.detach().index_fill(0, gone, 0.0)
