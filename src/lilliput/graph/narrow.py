@@ -83,8 +83,7 @@ def cut(
     # What is absorbed is found on layers, which a recording doesn't have.
     analysis = analyse(model, example, exported=absorb, copied=trial.model)
     wanted = _wanted(model, analysis, share, _score_of(criterion), multiple)
-    trial.enliven()
-    work = _Work(model, analysis, trial, until)
+    work = _Work(model, analysis, trial.enliven(), until)
     with torch.no_grad():
         work.extend(wanted)
         values, lines = work.absorbed() if absorb else ({}, [])
@@ -266,8 +265,7 @@ class _Work:
         cuts = self.cuts(self.accepted)
         kept = {one.parameter: list(one.kept) for one in cuts.cuts if one.axis == 0}
         smaller = {name: value[kept[name]] if name in kept else value for name, value in values.items()}
-        self.trial = Trial(self.model, self.trial.example)
-        self.trial.keep()
+        self.trial = Trial(self.model, self.trial.example).keep()
         wanted = self.trial.run(Cuts((), silenced))
         got = self.ran(self.accepted, replace(cuts, values=smaller))
         if all(equal(one, two) for one, two in zip(wanted, got)):

@@ -77,18 +77,19 @@ class Trial:
         self.example = example
         self._saved: list[tuple[nn.Module, dict[str, Any], list[dict[str, Any]]]] = []
 
-    def enliven(self) -> None:
-        """Puts values into parameters that are nearly zero, for all runs to come."""
+    def enliven(self) -> Trial:
+        """Puts values into parameters that are nearly zero, for all runs to come; returns itself."""
         apply_cuts(self.model, Cuts((), lively(self.model)))
-        self.keep()
+        return self.keep()
 
-    def keep(self) -> None:
-        """Takes the model as it is for what to change back to."""
+    def keep(self) -> Trial:
+        """Takes the model as it is for what to change back to; returns itself."""
         self._saved = []
         for module in self.model.modules():
             own = vars(module)
             tables = [dict(own[name]) for name in ("_parameters", "_buffers")]
             self._saved.append((module, dict(own), tables))
+        return self
 
     def run(self, cuts: Cuts) -> list[Tensor]:
         """Returns what the model gives with cuts applied.
