@@ -23,7 +23,7 @@ from lilliput.graph.bounds import first_line
 from lilliput.graph.constants import constants_of
 from lilliput.graph.cut import Cuts, compose, cut_tensors, note_cuts, noted_cuts, smaller_copy, state_of
 from lilliput.graph.groups import Analysis, Group, analyse, removed_indices
-from lilliput.graph.ranking import Score, axis_scores, channel_scores, squares
+from lilliput.graph.ranking import Score, axis_scores, channel_sums, squares
 from lilliput.graph.rewrite import rewrite
 from lilliput.graph.run import GraphModule
 from lilliput.graph.sizes import labels_by_class, resizes
@@ -104,7 +104,7 @@ def _wanted(model: nn.Module, analysis: Analysis, share: Share, score: Score, mu
     wanted: list[Chosen] = []
     for group, units, number in zip(analysis.groups, analysis.units, numbers):
         if number:
-            gone = np.sort(np.argsort(channel_scores(group, scores), kind="stable")[:number])
+            gone = np.sort(np.argsort(channel_sums(group, scores), kind="stable")[:number])
             wanted.append((group, gone, units[gone]))
     return wanted
 

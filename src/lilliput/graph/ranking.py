@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -54,7 +55,7 @@ def axis_scores(
     return found
 
 
-def channel_scores(group: Group, sums: Mapping[tuple[str, int], NDArray[np.float64]]) -> NDArray[np.float64]:
+def channel_sums(group: Group, sums: Mapping[tuple[str, int], NDArray[np.float64]]) -> NDArray[np.float64]:
     """Adds up, for each channel, the scores of what goes with it in all members.
 
     Args:
@@ -63,12 +64,6 @@ def channel_scores(group: Group, sums: Mapping[tuple[str, int], NDArray[np.float
 
     Returns:
         One score for each channel.
-
-    >>> import torch
-    >>> group = Group("w", 2, (Member("w", 0, np.array([0, 1]), np.array([0, 1])),))
-    >>> sums = axis_scores({"w": torch.tensor([[1.0, 2.0], [3.0, 0.0]])}, group.members, squares)
-    >>> channel_scores(group, sums)
-    array([5., 9.])
     """
     total = np.zeros(group.size)
     for member in group.members:
@@ -76,3 +71,25 @@ def channel_scores(group: Group, sums: Mapping[tuple[str, int], NDArray[np.float
         if along is not None:
             total += np.bincount(member.owners, along[member.indices], group.size)
     return total
+
+
+def channel_scores(group: Group, state: Mapping[str, Tensor], score: Score) -> Tensor:
+    """Adds up, for each channel of one group, the scores of what goes with it in all members.
+
+    Args:
+        group: of channels.
+        state: parameters by name; members that aren't there don't count.
+        score: of weights.
+
+    Returns:
+        Float, (channels,).
+
+    Raises:
+        MethodError: scores aren't numbers; names the weight.
+
+    >>> from lilliput.graph.groups import Member
+    >>> group = Group("w", 2, (Member("w", 0, np.array([0, 1]), np.array([0, 1])),))
+    >>> channel_scores(group, {"w": torch.tensor([[1.0, 2.0], [3.0, 0.0]])}, squares)
+    tensor([5., 9.])
+    """
+    return torch.from_numpy(channel_sums(group, axis_scores(state, group.members, score))).float()

@@ -108,7 +108,7 @@ class Channels:
             multiple: of which widths are to be.
         """
         work = plain_copy(model).eval()
-        analysis = analyse(work, example)
+        analysis = analyse(work, example, exported=True)
         scores = criterion_scores(work, criterion, data, None)
         state = dict(work.named_parameters(remove_duplicate=False))
         items = []
