@@ -53,6 +53,7 @@ class Settings:
         order: the layers of each phase; those of earlier phases keep their masks and train on.
         epochs: passes over the training pictures in each phase, and with shared values.
         rate: highest learning rate in each phase.
+        decay: weight decay; it acts on weights behind the mask too, which so come back more rarely.
         shared_rate: of the shared values, by Adam.
         rounds: updates of the masks in a phase.
         until: part of a phase after which its masks are fixed.
@@ -61,15 +62,16 @@ class Settings:
 
     deviations: dict[str, float]
     order: tuple[tuple[str, ...], ...] = (("conv1", "conv2"), ("fc1", "fc2"))
-    epochs: tuple[int, ...] = (4, 7, 1)
+    epochs: tuple[int, ...] = (3, 6, 1)
     rate: float = 0.03
+    decay: float = 5e-4
     shared_rate: float = 2e-4
     rounds: int = 1500
     until: float = 0.7
     values: int = 16
 
 
-SETTINGS = Settings({"conv1": 0.6, "conv2": 2.2, "fc1": 5.0, "fc2": 2.0})
+SETTINGS = Settings({"conv1": 1.0, "conv2": 3.0, "fc1": 8.0, "fc2": 3.0})
 
 
 def operated(seed: int, settings: Settings) -> nn.Module:
@@ -84,7 +86,7 @@ def operated(seed: int, settings: Settings) -> nn.Module:
             rules.append(Rule(f"{name}.weight", (step,)))
         lilliput.attach(model, Recipe(tuple(rules)), example=EXAMPLE)
         parameters = [p for p in model.parameters() if p.requires_grad]
-        optimizer = torch.optim.SGD(parameters, settings.rate, momentum=0.9, nesterov=True, weight_decay=1e-4)
+        optimizer = torch.optim.SGD(parameters, settings.rate, momentum=0.9, nesterov=True, weight_decay=settings.decay)
         fit(model, optimizer, epochs, generator)
         lilliput.detach(model)
         done += layers

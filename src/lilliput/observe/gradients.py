@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from lilliput.core.checks import is_finite
 from lilliput.core.data import call, inputs_of, target_of
+from lilliput.core.errors import DataError
 from lilliput.observe.cost import Loss, cost, examples, size
 from lilliput.observe.divergence import relative_squared, tensors
 
-EXACT = 512
-"""Weights up to which the Hessian's diagonal is computed exactly; it is estimated for larger ones."""
+EXACT = 64
+"""Weights up to which the Hessian's diagonal is computed exactly, by one more derivative of the whole model for each;
+it is estimated for larger ones."""
 
 PROBES = 4
 """Random vectors a batch by which a larger diagonal is estimated (Hutchinson 1990)."""
+
+TOGETHER = 32
+"""Derivatives that are computed at a time."""
 
 MOST_WEIGHTS = 2048
 """Weights up to which the whole Hessian is kept: 34 MB."""
@@ -78,8 +84,12 @@ class GradientsOf:
                     self.sums[name][1].add_(slope.double().square())
 
     def result(self, name: str) -> Gradients | None:
-        """Returns what was seen."""
-        first, second = self.sums[name]
+        """Returns what was seen.
+
+        Raises:
+            DataError: it isn't finite.
+        """
+        first, second = (_finite(total, name) for total in self.sums[name])
         return Gradients(first / self.count, second / self.count, self.count) if self.count else None
 
 
@@ -104,8 +114,8 @@ class CurvatureOf:
 
     def _diagonal(self, slope: Tensor, parameter: nn.Parameter) -> Tensor:
         if parameter.numel() <= EXACT:
-            entries = [_derivative(part, parameter).flatten()[i] for i, part in enumerate(slope.flatten())]
-            return torch.stack(entries).reshape(parameter.shape)
+            entries = [part.diagonal(start) for start, part in _derivatives(slope, parameter)]
+            return torch.cat(entries).reshape(parameter.shape)
         total = torch.zeros_like(parameter)
         for _ in range(PROBES):
             signs = torch.randint(2, parameter.shape, generator=self.random).mul_(2).sub_(1).to(parameter)
@@ -113,8 +123,18 @@ class CurvatureOf:
         return total / PROBES
 
     def result(self, name: str) -> Tensor | None:
-        """Returns what was seen."""
-        return self.sums[name] / self.count if self.count else None
+        """Returns what was seen.
+
+        Raises:
+            DataError: it isn't finite.
+        """
+        return _finite(self.sums[name], name) / self.count if self.count else None
+
+
+def _finite(total: Tensor, name: str) -> Tensor:
+    if not is_finite(total):
+        raise DataError(f"{name}: derivatives of the cost are not finite; check the data and the loss")
+    return total
 
 
 def _derivative(value: Tensor, parameter: nn.Parameter) -> Tensor:
@@ -134,14 +154,38 @@ class HessianOf:
         """Takes one batch."""
         output = call(model, inputs_of(batch))
         self.count += size(batch)
-        for value in (part for tensor in tensors(output) for part in tensor.flatten()):
+        for value in tensors(output):
             for name, parameter in self.parameters.items():
-                row = _derivative(value, parameter).flatten().double()
-                self.sums[name].addr_(row, row)
+                for _, rows in _derivatives(value, parameter):
+                    wide = rows.double()
+                    self.sums[name].addmm_(wide.T, wide)
 
     def result(self, name: str) -> Tensor | None:
-        """Returns what was seen; None for a weight that is too large."""
-        return self.sums[name] / self.count if self.count and name in self.sums else None
+        """Returns what was seen; None for a weight that is too large.
+
+        Raises:
+            DataError: it isn't finite.
+        """
+        return _finite(self.sums[name], name) / self.count if self.count and name in self.sums else None
+
+
+def _derivatives(values: Tensor, parameter: nn.Parameter) -> Iterator[tuple[int, Tensor]]:
+    """Yields the number of the first of a few values, and the derivatives of each by the parameter, (few, numel)."""
+    flat = values.flatten()
+    for start in range(0, len(flat), TOGETHER):
+        part = flat[start : start + TOGETHER]
+        try:
+            found = torch.autograd.grad(
+                part,
+                parameter,
+                torch.eye(len(part), dtype=part.dtype, device=part.device),
+                retain_graph=True,
+                allow_unused=True,
+                is_grads_batched=True,
+            )[0]
+        except RuntimeError:  # an operation that can't be batched
+            found = torch.stack([_derivative(value, parameter) for value in part])
+        yield start, torch.zeros(len(part), parameter.numel()).to(part) if found is None else found.flatten(1)
 
 
 class EvaluateOf:
@@ -159,6 +203,8 @@ class EvaluateOf:
         if len(self.batches) < MOST_BATCHES:
             with torch.no_grad():
                 output = call(model, inputs_of(batch))
+            if not all(is_finite(tensor) for tensor in tensors(output) if tensor.is_floating_point()):
+                raise DataError(f"batch {len(self.batches)}: the model's output is NaN or infinite; check the data")
             self.batches.append((batch, output))
 
     def result(self, name: str) -> Evaluate | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,11 +15,13 @@ from lilliput.core.packed import Packed
 from lilliput.core.stats import needed
 from lilliput.observe.inputs import Gram
 from lilliput.prune.sparse import Sparse, mask_of, pattern_of
-from lilliput.solve.inverse_hessian import Choose, inverse_factor, sweep
-from lilliput.solve.least_squares import refit
-from lilliput.solve.selection import largest
+from lilliput.solve.inverse_hessian import Choose, inverse_factor, sweep_
+from lilliput.solve.least_squares import MOST, refit
+from lilliput.solve.selection import largest, picked
 
 NAME = "prune/obc"
+TOLERANCE = 1e-3
+"""A step of the fit that takes less than this part of a layer's error away is the last."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,12 @@ class OBC(Sparse):
     channels or blocks is chosen by w^2 / [H^-1]_ii beforehand. Then the weights that are left are fitted once more,
     all together.
 
-    Linear layers and convolutions (by their unfolded inputs). Memory: the layer three times and H three times.
+    Linear layers and convolutions (by their unfolded inputs). Memory, with what is given: the layer and H three times.
 
     Attributes:
         damping: part of H's mean diagonal that is added to its diagonal.
         block: columns whose mask is chosen together.
-        refit: steps of conjugate gradients after the sweep; 0 for the published method.
+        refit: most steps of conjugate gradients after the sweep; 0 for the published method.
 
     >>> from lilliput.observe.collect import collect
     >>> layer = torch.nn.Linear(2, 1)
@@ -81,54 +83,72 @@ class OBC(Sparse):
         gram: Gram = needed(stats, "gram", NAME)
         if len(gram.matrix) * weight.shape[0] * gram.matrix.shape[1] != weight.numel() * len(gram.matrix):
             raise MethodError(f"{NAME}: the Gram matrix {tuple(gram.matrix.shape)} is of another layer")
-        before = mask_of(prior) if prior is not None else weight != 0
+        before = mask_of(prior) if prior is not None else None
         solved, mask = self._solved(weight.detach(), stats, gram, before)
-        found = Packed("prune/sparse", tuple(weight.shape), weight.dtype, {"mask": mask}, {"pattern": self.pattern})
-        made = super().pack(weight, stats, found)
-        return replace(made, parts={**made.parts, "values": solved[mask]})
+        parts = {"mask": mask, "values": picked(solved, mask)}
+        return Packed("prune/sparse", tuple(weight.shape), weight.dtype, parts)
 
-    def _solved(self, weight: Tensor, stats: Any, gram: Gram, alive: Tensor) -> tuple[Tensor, Tensor]:
-        """The new weights and which they are, both of the weight's shape."""
+    def _solved(self, weight: Tensor, stats: Any, gram: Gram, before: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The new weights and which they are, both of the weight's shape; the mask before, or None for no zeros."""
         pattern = pattern_of(self.pattern)
         width = int(getattr(pattern, "m", 0))
         groups, columns = gram.matrix.shape[:2]
-        order = _by_inputs(weight, columns) if width else torch.arange(columns, device=weight.device)
+        order = _by_inputs(weight, columns) if width and columns > weight.shape[1] else None
         size = float(weight.abs().max()) or 1.0
         kind = torch.promote_types(weight.dtype, torch.float32)
-        whole = (weight.to(kind) / size).mul_(alive).reshape(groups, -1, columns)[..., order]
-        live = alive.reshape(groups, -1, columns)[..., order]
-        mask = torch.empty_like(live)
+        # One mask, in which what is removed is noted as the sweep comes to it: a large layer's take memory.
+        mask = weight != 0 if before is None else before.clone()
+        pick: Pick | None = None
         if width:
-            widths = _widths(weight.shape[1], width) * (columns // weight.shape[1])
+            widths, pick = (
+                _widths(weight.shape[1], width) * (columns // weight.shape[1]),
+                _Groups(pattern, self.sparsity),
+            )
         else:
             widths = _widths(columns, self.block)
-        if width or self.pattern == "unstructured":
-            pick = _Quota(self.sparsity, live) if not width else _Groups(pattern, self.sparsity)
-        else:
-            scores = self.score(weight, stats).masked_fill(~alive, -torch.inf)
-            mask = (pattern.select(scores, self.sparsity) & alive).reshape(live.shape)
-            pick = None
+            if self.pattern == "unstructured":
+                pick = _Quota(self.sparsity, mask)
+            else:
+                mask &= pattern.select(self.score(weight, stats).masked_fill(~mask, -torch.inf), self.sparsity)
+        shape = (groups, -1, columns)
+        whole = weight.to(kind, copy=True).div_(size).reshape(shape)
+        if before is not None:
+            whole.mul_(before.reshape(shape))
         for group, own in enumerate(whole):
-            matrix = gram.matrix[group].to(kind)
-            if width:
-                matrix = matrix[order][:, order]
-            chooser = _chooser(pick, live[group], mask[group])
-            whole[group] = self._one(own, matrix, mask[group], chooser, widths)
-        back = order.argsort()
+            matrix, kept = gram.matrix[group].to(kind), mask.reshape(shape)[group]
+            own[:, matrix.diagonal() == 0] = 0
+            self._swept(own, matrix, _chooser(pick, kept, order), widths, order)
+            rows = slice(group * len(own), (group + 1) * len(own))
+            alive = None if before is None else before[rows].reshape(own.shape)
+            self._refitted(own, matrix, kept, (weight[rows].reshape(own.shape), alive, size))
         most = torch.finfo(weight.dtype).max
-        solved = whole[..., back].mul_(size).reshape(weight.shape).clamp_(-most, most)
-        return solved.to(weight.dtype), mask[..., back].reshape(weight.shape)
+        return whole.mul_(size).clamp_(-most, most).reshape(weight.shape).to(weight.dtype), mask.reshape(weight.shape)
 
-    def _one(self, weight: Tensor, gram: Tensor, mask: Tensor, choose: Choose, widths: list[int]) -> Tensor:
-        """Removes weights of one group of outputs; `choose` fills in the mask."""
-        weight[:, gram.diagonal() == 0] = 0
+    def _swept(self, weight: Tensor, gram: Tensor, choose: Choose, widths: list[int], order: Tensor | None) -> None:
+        """Removes weights of one group of outputs, in place; `choose` fills in the mask."""
         try:
-            swept = sweep(weight, inverse_factor(gram, self.damping), choose, widths, self.block)
+            upper = inverse_factor(gram, self.damping, order)
         except ValueError as error:
             raise MethodError(f"{NAME}: {error}; give more or other calibration data") from None
+        if order is None:
+            sweep_(weight, upper, choose, widths, self.block)
+        else:
+            weight[:, order] = sweep_(weight[:, order], upper, choose, widths, self.block)
+
+    def _refitted(
+        self, weight: Tensor, gram: Tensor, mask: Tensor, wanted: tuple[Tensor, Tensor | None, float]
+    ) -> None:
+        """Fits what is left of one group of outputs to (the weights, which were alive, their unit), in place."""
         if not self.refit:
-            return swept
-        return refit(weight, gram, mask, swept, damping=self.damping, iterations=self.refit)
+            return
+        rows = max(1, MOST // weight.shape[1])
+        for start in range(0, len(weight), rows):
+            part = slice(start, start + rows)
+            goal = wanted[0][part].to(weight.dtype) / wanted[2]
+            if wanted[1] is not None:
+                goal.mul_(wanted[1][part])
+            options = {"damping": self.damping, "tolerance": TOLERANCE}
+            weight[part] = refit(goal, gram, mask[part], weight[part], iterations=self.refit, **options)
 
     @classmethod
     def choices(cls) -> tuple[Sparse, ...]:
@@ -149,13 +169,14 @@ Pick = Callable[[Tensor, Tensor], Tensor]
 """(saliency, alive) of a group of columns -> which weights are kept."""
 
 
-def _chooser(pick: Pick | None, live: Tensor, mask: Tensor) -> Choose:
-    """Chooses by `pick` and notes it in the mask; without it, chooses as the mask says."""
+def _chooser(pick: Pick | None, mask: Tensor, order: Tensor | None) -> Choose:
+    """Chooses by `pick` of what the mask says is alive, and notes it there; without it, chooses as the mask says."""
 
     def choose(saliency: Tensor, start: int, stop: int) -> Tensor:
+        columns = slice(start, stop) if order is None else order[start:stop]
         if pick is not None:
-            mask[:, start:stop] = pick(saliency, live[:, start:stop])
-        return mask[:, start:stop]
+            mask[:, columns] = pick(saliency, mask[:, columns])
+        return mask[:, columns]
 
     return choose
 

@@ -16,7 +16,7 @@ from lilliput.core.checks import check_range, check_weight
 from lilliput.core.errors import MethodError
 from lilliput.core.method import Pattern, WeightMethod, find
 from lilliput.core.packed import Packed, cut_shape, take, unpack
-from lilliput.solve.selection import largest
+from lilliput.solve.selection import largest, picked
 
 NAME = "prune/sparse"
 
@@ -89,7 +89,7 @@ class Sparse(WeightMethod):
             mask = mask_of(prior)
         else:
             mask = self.mask(weight.detach(), stats, mask_of(prior) if prior is not None else None)
-        return Packed(NAME, tuple(weight.shape), weight.dtype, {"mask": mask, "values": weight[mask]})
+        return Packed(NAME, tuple(weight.shape), weight.dtype, {"mask": mask, "values": picked(weight, mask)})
 
     def fulfilled(self, prior: Packed) -> bool:
         """Whether an earlier mask already is what this setting asks for: a mask is state, not recomputed.

@@ -10,21 +10,28 @@ from torch import Tensor
 BLOCK = 256
 """Columns of a triangular matrix that are inverted at a time."""
 
+ROWS = 32
+"""Rows of a matrix that are put into another order at a time."""
+
+PIECE = 1 << 20
+"""Entries of a matrix that are moved at a time."""
+
 Choose = Callable[[Tensor, int, int], Tensor]
 """(saliency of a group of columns, its start, its stop) -> which of these weights are kept."""
 
 
-def inverse_factor(gram: Tensor, damping: float = 0.01) -> Tensor:
+def inverse_factor(gram: Tensor, damping: float = 0.01, order: Tensor | None = None) -> Tensor:
     """Returns the upper triangular U with U^T U = (G + d I)^-1, where d = damping * mean(diag G).
 
     Then U_ii^2 is entry (i, i) of the inverse of the Hessian of columns i and later alone, which is what deleting
     columns one after the other asks for (Frantar & Alistarh 2023, arXiv 2301.00774). With J the matrix that reverses
     an order, J G J = L L^T gives G = R R^T for the upper R = J L J, and U = R^-1: one Cholesky factorization and one
-    triangular inverse, made in place, so that at most two matrices of the size of G exist besides it.
+    triangular inverse. On the CPU both are made in place, in the one copy of G that becomes U.
 
     Args:
         gram: symmetric, positive semidefinite, (n, n); unchanged. A column that is zero counts as 1 on the diagonal.
         damping: >= 0; grows tenfold as often as it takes for the factorization to succeed.
+        order: of the columns, int64, (n,); None for that of `gram`. Then U is that of gram[order][:, order].
 
     Returns:
         (n, n), float.
@@ -36,20 +43,39 @@ def inverse_factor(gram: Tensor, damping: float = 0.01) -> Tensor:
     tensor([[0.5000, 0.0000],
             [0.0000, 0.2500]])
     """
-    diagonal = gram.diagonal()
-    mean = float(diagonal.mean()) or 1.0
+    count = len(gram)
+    backwards = torch.arange(count - 1, -1, -1, device=gram.device) if order is None else order.flip(0)
+    mean = float(gram.diagonal().mean()) or 1.0
+    own = torch.empty(count, count, dtype=gram.dtype, device=gram.device)
     for _ in range(8):
-        flipped = gram.flip(0, 1)
-        own = flipped.diagonal()
-        own.masked_fill_(own == 0, mean).add_(damping * mean)
-        lower, info = torch.linalg.cholesky_ex(flipped)
+        for start in range(0, count, ROWS):
+            rows = backwards[start : start + ROWS]
+            own[start : start + ROWS] = gram[rows][:, backwards]
+        diagonal = own.diagonal()
+        diagonal.masked_fill_(diagonal == 0, mean).add_(damping * mean)
+        # Of a symmetric matrix the transpose is the same, and lies in memory as LAPACK wants it.
+        lower, info = own.mT, torch.empty((), dtype=torch.int32, device=gram.device)
+        if own.device.type == "cpu":
+            torch.linalg.cholesky_ex(lower, out=(lower, info))
+        else:
+            lower, info = torch.linalg.cholesky_ex(lower)
         if not int(info):
-            del flipped, own
-            upper = lower.flip(0, 1)
-            del lower
-            return invert_upper_(upper)
+            return invert_upper_(_reversed(lower.mT).mT)
         damping = max(10 * damping, 1e-6)
-    raise ValueError(f"a Gram matrix of {len(gram)} columns is not finite, or not positive semidefinite")
+    raise ValueError(f"a Gram matrix of {count} columns is not finite, or not positive semidefinite")
+
+
+def _reversed(matrix: Tensor) -> Tensor:
+    """Reverses the order of rows and of columns, in place if the matrix is contiguous."""
+    flat = matrix.contiguous().view(-1)
+    half, count = len(flat) // 2, len(flat)
+    for start in range(0, half, PIECE):
+        stop = min(start + PIECE, half)
+        left, right = flat[start:stop], flat[count - stop : count - start]
+        kept = left.flip(0)
+        left.copy_(right.flip(0))
+        right.copy_(kept)
+    return flat.view(matrix.shape)
 
 
 def invert_upper_(matrix: Tensor, block: int = BLOCK) -> Tensor:
@@ -74,14 +100,15 @@ def invert_upper_(matrix: Tensor, block: int = BLOCK) -> Tensor:
     return matrix
 
 
-def sweep(weight: Tensor, upper: Tensor, choose: Choose, groups: Sequence[int], block: int = 128) -> Tensor:
+def sweep_(weight: Tensor, upper: Tensor, choose: Choose, groups: Sequence[int], block: int = 128) -> Tensor:
     """Removes weights column by column, and lets the columns that are still to come make up for each (SparseGPT).
 
     For column i with removed entries w: e = w / U_ii, and W[:, j] -= e U_ij for all j >= i. The sum of e^2 is the
-    growth of the error |(W - W') X|^2 / n, exactly if there is no damping.
+    growth of the error |(W - W') X|^2 / n, exactly if there is no damping. Within a block of columns each column is
+    applied at once, to the columns after the block all together by one product.
 
     Args:
-        weight: (rows, columns), float; unchanged.
+        weight: (rows, columns), float; changed in place.
         upper: of `inverse_factor`, (columns, columns).
         choose: says for each group of columns, when it is reached, what is kept, by the saliency |w| / U_ii: the root
             of the error that removing this weight causes.
@@ -89,20 +116,20 @@ def sweep(weight: Tensor, upper: Tensor, choose: Choose, groups: Sequence[int], 
         block: columns whose effect on all later ones is gathered before it is applied; at least one group.
 
     Returns:
-        (rows, columns): exact zeros where weights were removed.
+        The weight, with exact zeros where weights were removed.
 
     >>> pair = torch.tensor([[2.0, 1.9], [1.9, 2.0]])
-    >>> removed = sweep(torch.ones(1, 2), inverse_factor(pair, 0), lambda s, a, b: torch.tensor([[False, True]]), [2])
+    >>> removed = sweep_(torch.ones(1, 2), inverse_factor(pair, 0), lambda s, a, b: torch.tensor([[False, True]]), [2])
     >>> [round(float(value), 4) for value in removed[0]]
     [0.0, 1.95]
     """
-    work = weight.T.clone(memory_format=torch.contiguous_format)
     start = at = 0
     while at < len(groups):
         first, stop = at, start
         while at < len(groups) and (at == first or stop + groups[at] - start <= block):
             stop, at = stop + groups[at], at + 1
-        tile, part = upper[start:stop, start:stop], work[start:stop]
+        tile = upper[start:stop, start:stop].contiguous()
+        part = weight[:, start:stop].T.contiguous()
         errors = torch.zeros_like(part)
         low = 0
         for width in groups[first:at]:
@@ -114,9 +141,10 @@ def sweep(weight: Tensor, upper: Tensor, choose: Choose, groups: Sequence[int], 
                 part[i:].addr_(tile[i, i:], errors[i], alpha=-1)
             part[low:high].mul_(kept)
             low = high
-        work[stop:].addmm_(upper[start:stop, stop:].T, errors, alpha=-1)
+        weight[:, start:stop] = part.T
+        weight[:, stop:].addmm_(errors.T, upper[start:stop, stop:], alpha=-1)
         start = stop
-    return work.T.contiguous()
+    return weight
 
 
 Place = Callable[[Tensor, int], Tensor]

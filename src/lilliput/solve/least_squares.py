@@ -23,7 +23,14 @@ def error(change: Tensor, gram: Tensor) -> float:
 
 
 def refit(
-    weight: Tensor, gram: Tensor, mask: Tensor, start: Tensor, *, damping: float = 0.0, iterations: int = 64
+    weight: Tensor,
+    gram: Tensor,
+    mask: Tensor,
+    start: Tensor,
+    *,
+    damping: float = 0.0,
+    iterations: int = 64,
+    tolerance: float = 0.0,
 ) -> Tensor:
     """Finds for each row v the minimum of (w - v) (G + d I) (w - v)^T over all v that are zero off the mask.
 
@@ -37,6 +44,7 @@ def refit(
         start: where to begin, (rows, columns), zero off the mask.
         damping: >= 0.
         iterations: at most.
+        tolerance: a step that takes less than this part of the error away is the last.
 
     Returns:
         (rows, columns), zero off the mask.
@@ -48,13 +56,21 @@ def refit(
     rows = max(1, MOST // max(weight.shape[1], 1))
     if len(weight) > rows:
         parts = [
-            refit(*part, damping=damping, iterations=iterations)
+            refit(*part, damping=damping, iterations=iterations, tolerance=tolerance)
             for part in (
                 (weight[i : i + rows], gram, mask[i : i + rows], start[i : i + rows])
                 for i in range(0, len(weight), rows)
             )
         ]
         return torch.cat(parts)
+    return _descended((weight, gram, mask, start), damping, iterations, tolerance)
+
+
+def _descended(
+    problem: tuple[Tensor, Tensor, Tensor, Tensor], damping: float, iterations: int, tolerance: float
+) -> Tensor:
+    """The conjugate gradients of `refit`, for all rows together."""
+    weight, gram, mask, start = problem
     extra = damping * float(gram.diagonal().mean())
     scale = gram.diagonal() + extra
     scale = torch.where(scale > 0, scale, 1.0)
@@ -63,20 +79,28 @@ def refit(
         return torch.addmm(rows, rows, gram, beta=extra) if extra else rows @ gram
 
     value = start.clone()
-    residual = times(weight - value) * mask
+    change = weight - value
+    residual = times(change)
+    left = float((change * residual).sum(dtype=torch.float64))
+    del change
+    residual *= mask
     step = residual / scale
     direction, energy = step, (residual * step).sum(1, keepdim=True)
     least = 1e-12 * energy.amax() if energy.numel() else 0.0
     for _ in range(iterations):
-        image = times(direction) * mask
+        image = times(direction).mul_(mask)
         curvature = (direction * image).sum(1, keepdim=True)
         length = torch.where(curvature > 0, energy / curvature, 0.0)
-        value += length * direction
-        residual -= length * image
+        value.addcmul_(length, direction)
+        residual.addcmul_(length, image, value=-1)
+        gain = float((length * energy).sum(dtype=torch.float64))
+        left -= gain
+        if gain < tolerance * left:
+            break
         step = residual / scale
         following = (residual * step).sum(1, keepdim=True)
         if not bool((following > least).any()):
             break
-        direction = step + torch.where(energy > 0, following / energy, 0.0) * direction
+        direction = direction.mul_(torch.where(energy > 0, following / energy, 0.0)).add_(step)
         energy = following
     return value

@@ -53,6 +53,25 @@ def largest(scores: Tensor, count: int) -> Tensor:
     return torch.from_numpy(mask).reshape(scores.shape)
 
 
+def picked(values: Tensor, mask: Tensor) -> Tensor:
+    """Returns values[mask] in row-major order, piece by piece: a mask picks by indices of eight bytes an axis.
+
+    >>> picked(torch.tensor([[3.0, 1.0], [2.0, 3.0]]), torch.tensor([[True, False], [True, False]]))
+    tensor([3., 2.])
+    """
+    if values.numel() <= SORTED:
+        return values[mask]
+    if values.requires_grad:
+        return values[mask]
+    found = torch.empty(int(torch.count_nonzero(mask)), dtype=values.dtype, device=values.device)
+    at = 0
+    for piece, kept in zip(torch.split(values.reshape(-1), SORTED), torch.split(mask.reshape(-1), SORTED)):
+        part = piece[kept]
+        found[at : at + len(part)] = part
+        at += len(part)
+    return found
+
+
 def _threshold(flat: NDArray[np.float32], count: int) -> tuple[int, int]:
     """Key of the `count`-th largest score, and how many with just this key belong to the largest."""
     high, count = _bin_of((key >> HALF for key in _chunks(flat)), count)

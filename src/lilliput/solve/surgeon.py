@@ -45,20 +45,27 @@ def surgeon(weight: Tensor, inverse: Tensor, count: int, alive: Tensor | None = 
     """
     value, inverse = weight.clone(), inverse.clone()
     order = torch.full(value.shape, len(value), dtype=torch.int64, device=value.device)
+    places = torch.arange(len(value), device=value.device)  # of those that are still looked at
     live = torch.ones_like(order, dtype=torch.bool)
     first = [] if alive is None else (~alive).nonzero().flatten().tolist()
+    dead, least = 0, torch.finfo(value.dtype).tiny
     for step in range(count):
-        diagonal = inverse.diagonal().clamp(min=torch.finfo(value.dtype).tiny)
+        if 4 * dead > len(live):
+            places, value, inverse = places[live], value[live], inverse[live][:, live]
+            live, dead = live[live], 0
+        diagonal = inverse.diagonal().clamp(min=least)
         if step < len(first):
-            place = first[step]
+            place = int(torch.searchsorted(places, first[step]))
         else:
             place = int((value.square() / diagonal).masked_fill(~live, torch.inf).argmin())
-        column = inverse[:, place].clone()
+        column = inverse[place].clone()
         scale = float(diagonal[place])
-        value.sub_(column * (float(value[place]) / scale))
-        inverse.sub_(torch.outer(column, column) / scale)
+        value.sub_(column, alpha=float(value[place]) / scale)
+        inverse.addr_(column, column / scale, alpha=-1)
         inverse[place, :] = inverse[:, place] = 0
-        live[place] = False
-        order[place] = step
-        value.masked_fill_(~live, 0)
-    return value, order
+        value[place] = 0
+        live[place], dead = False, dead + 1
+        order[places[place]] = step
+    result = torch.zeros_like(weight)
+    result[places] = value.masked_fill(~live, 0)
+    return result, order
