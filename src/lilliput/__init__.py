@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from lilliput.core.packed import Packed, unpack
     from lilliput.core.recipe import Recipe, Rule, presets
     from lilliput.file.artifact import Artifact
+    from lilliput.graph.blocks import cut_blocks
     from lilliput.graph.narrow import cut
     from lilliput.run.load import load
     from lilliput.search.plan import plan
@@ -42,6 +43,7 @@ __all__ = [
     "attach",
     "compress",
     "cut",
+    "cut_blocks",
     "detach",
     "find",
     "fit",
@@ -74,6 +76,7 @@ _HOMES = {
     "attach": "train.attach",
     "compress": "train.compress",
     "cut": "graph.narrow",
+    "cut_blocks": "graph.blocks",
     "detach": "train.attach",
     "find": "core.method",
     "fit": "train.fit",

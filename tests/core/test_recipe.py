@@ -32,7 +32,7 @@ CUTS = st.builds(
     CutRule,
     match=TEXT,
     share=st.floats(0, 0.999),
-    pattern=st.sampled_from(["channel", "filter", "neuron", "head"]),
+    pattern=st.sampled_from(["channel", "filter", "neuron", "head", "block"]),
     criterion=st.none() | st.builds(Magnitude) | st.builds(FilterNorm, norm=st.sampled_from([1, 2])),
     multiple=st.integers(1, 64),
     absorb=st.booleans(),

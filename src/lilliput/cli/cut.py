@@ -16,7 +16,9 @@ class What:
     """What is removed, as in the `[[cut]]` of a recipe."""
 
     match: Annotated[str, Parameter(help="Shell pattern for the weights whose outputs go.")] = "*"
-    pattern: Annotated[str, Parameter(help="channel (all), filter, neuron or head.")] = "channel"
+    pattern: Annotated[
+        str, Parameter(help="channel (all), filter, neuron, head, or block (whole residual blocks).")
+    ] = "channel"
     criterion: Annotated[
         str | None, Parameter(help="What scores weights, such as prune/taylor; without it their squares.")
     ] = None

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from lilliput.core.errors import MethodError
 
-Pattern = Literal["channel", "filter", "neuron", "head"]
+Pattern = Literal["channel", "filter", "neuron", "head", "block"]
 
 
 @dataclass(frozen=True)
@@ -15,11 +15,13 @@ class CutRule:
     """What a recipe removes for good, before its other rules see the model.
 
     Attributes:
-        match: shell pattern for the name of a weight whose outputs the channels are.
-        share: part of each fitting group's channels that goes, 0 <= share < 1; at least one channel stays.
+        match: shell pattern for the name of a weight whose outputs the channels are; for blocks, of a module.
+        share: part of each fitting group's channels that goes, 0 <= share < 1; at least one channel stays. Of blocks
+            the part of all fitting ones.
         pattern: which groups of channels: `"channel"` all; `"filter"` outputs of convolutions; `"neuron"` those of
-            other layers; `"head"` whole attention heads.
-        criterion: scores weights, a method of `prune/`; what scores lowest in sum goes. None: squares of the weights.
+            other layers; `"head"` whole attention heads. `"block"`: whole residual blocks, which go before channels.
+        criterion: scores weights, a method of `prune/`; what scores lowest in sum goes (of blocks, in the mean over
+            their weights). None: squares of the weights.
         multiple: the number of channels that stay is rounded up to a multiple of it.
         absorb: move what a removed channel gave into the biases behind it where that is exact.
         why: a word on why, kept and shown in reports.
@@ -78,3 +80,18 @@ class Resize:
     attribute: str
     old: tuple[int, ...]
     new: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A residual block that is gone: its module gives back what goes in.
+
+    Attributes:
+        module: its name.
+        then: what is still done to it: nothing, or `"relu"`.
+        packed: it is given back as a tuple of one.
+    """
+
+    module: str
+    then: Literal["", "relu"] = ""
+    packed: bool = False

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from lilliput.core.activations import Quantized
-from lilliput.core.cut import Cut, Resize
+from lilliput.core.cut import Cut, Resize, Skip
 from lilliput.core.errors import FileError, ModelError
 from lilliput.core.method import find
 from lilliput.core.packed import Packed, unpack
@@ -37,6 +37,7 @@ class Artifact:
         facts: measurements and notes, JSON-able: sizes before, error and reason by layer, what was kept and why.
         quantizers: how what goes into layers is quantized, by the layer's path: for loading into a model of the
             user's class. The graph does it by operators of its own.
+        blocks: residual blocks that were removed whole, for loading into a fresh model.
     """
 
     weights: Mapping[str, Packed | Tensor]
@@ -48,6 +49,7 @@ class Artifact:
     aliases: Mapping[str, str] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
     quantizers: Mapping[str, Quantized] = field(default_factory=dict)
+    blocks: tuple[Skip, ...] = ()
 
     def weight(self, name: str) -> Tensor:
         """Unpacks one parameter or buffer.

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from lilliput.core.activations import Quantized, check_numbers
-from lilliput.core.cut import Cut, Resize
+from lilliput.core.cut import Cut, Resize, Skip
 from lilliput.core.errors import FileError
 from lilliput.core.recipe import Absent, step_of
 from lilliput.file import layout
@@ -19,7 +19,7 @@ from lilliput.file.leaf import Leaf
 from lilliput.file.manifest import is_setting
 from lilliput.file.message import one_line
 
-_KEYS = frozenset("wcarkfgzq")
+_KEYS = frozenset("wcarkfgzqb")
 _PACKED_KEYS = frozenset("msdxp")
 
 
@@ -218,6 +218,23 @@ def _cut(item: object) -> Cut:
         at += gap
         kept.append(at)
     return Cut(name, axis, tuple(kept), size)
+
+
+def blocks(data: object) -> tuple[Skip, ...]:
+    """Reads the residual blocks that are gone: `[module, then, packed]` each."""
+    if not isinstance(data, list):
+        raise FileError("manifest: blocks must be a list")
+    return tuple(_block(item) for item in data)
+
+
+def _block(item: object) -> Skip:
+    if not isinstance(item, list) or len(item) != 3:
+        raise FileError("manifest: a block must be [module, then, packed]")
+    module, then, packed = item
+    layout.check_name(module)
+    if then not in ("", "relu") or not isinstance(packed, bool):
+        raise FileError(f"manifest: the block {module[:80]!a} is followed by nothing that is known")
+    return Skip(module, then, packed)
 
 
 def sizes(data: object) -> tuple[Resize, ...]:

@@ -41,6 +41,8 @@ def of(artifact: Artifact, leaves: Sequence[Leaf], named: bool, graph: bool = Tr
         data["r"] = to_data(artifact.recipe)
     if artifact.cuts:
         data["k"] = [cut_data(cut) for cut in artifact.cuts]
+    if artifact.blocks:
+        data["b"] = [[skip.module, skip.then, skip.packed] for skip in artifact.blocks]
     if artifact.sizes:
         data["z"] = [[size.module, size.attribute, [*size.old], [*size.new]] for size in artifact.sizes]
     if artifact.quantizers:

@@ -116,6 +116,7 @@ def _artifact(opened: Opened, max_bytes: int) -> Artifact:
         aliases=aliases,
         facts=facts,
         quantizers=entries.quantizers(table.get("q", {})),
+        blocks=entries.blocks(table.get("b", [])),
     )
 
 

@@ -21,8 +21,8 @@ def describe(opened: Opened) -> dict[str, Any]:
         `size` and its parts `header`, `graph`, `manifest`, `streams`, `floats` (bytes); `version`, `digest`, `form`;
         `parameters` (elements of all weights); `weights` and `constants`: by name, each with `shape`, `dtype`, `bytes`,
         `leaves` (`part`, `dtype`, `shape`, `coding`, `bytes`) and, if packed, `method` (as in
-        `prune/sparse > share/kmeans`); `aliases`, `cuts`, `recipe`, `facts`, `quantizers` (a word on each, by layer);
-        `nodes`: of the graph, or None.
+        `prune/sparse > share/kmeans`); `aliases`, `cuts`, `blocks`, `recipe`, `facts`, `quantizers` (a word on each, by
+        layer); `nodes`: of the graph, or None.
 
     Raises:
         FileError: a manifest that is wrong.
@@ -51,6 +51,7 @@ def describe(opened: Opened) -> dict[str, Any]:
             {"parameter": cut.parameter, "axis": cut.axis, "size": cut.size, "kept": len(cut.kept)}
             for cut in entries.cuts(table.get("k", []))
         ],
+        "blocks": [skip.module for skip in entries.blocks(table.get("b", []))],
         "recipe": table.get("r"),
         "facts": table.get("f", {}),
         "quantizers": {path: own.describe() for path, own in entries.quantizers(table.get("q", {})).items()},

@@ -11,9 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lilliput.core.cut import Cut, Resize
+from lilliput.core.cut import Cut, Resize, Skip
 from lilliput.core.errors import ModelError
 from lilliput.graph.duplicate import copied
+from lilliput.graph.skip import check_skip, inside, put_skip
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,14 @@ class Cuts:
         values: tensors that hold other numbers afterwards, by name, in their shape after the cut.
         lines: what was removed, and what was kept and why.
         sizes: attributes of the user's modules that must follow.
+        blocks: residual blocks that are gone, before anything else is cut.
     """
 
     cuts: tuple[Cut, ...] = ()
     values: Mapping[str, Tensor] = field(default_factory=dict)
     lines: tuple[str, ...] = ()
     sizes: tuple[Resize, ...] = ()
+    blocks: tuple[Skip, ...] = ()
 
 
 def cut_tensors(tensors: Mapping[str, Tensor], cuts: Iterable[Cut]) -> dict[str, Tensor]:
@@ -84,6 +87,8 @@ def apply_cuts(model: nn.Module, cuts: Cuts) -> None:
     made, names = _made(model, cuts)
     modules = dict(model.named_modules(remove_duplicate=False))
     changes = [(_holder_of(model, size), size) for size in cuts.sizes]
+    for skip in cuts.blocks:
+        put_skip(model, skip)
     for key, value in made.items():
         # Tied weights stay tied, under all their names and in all modules that share them.
         for alias in names[key]:
@@ -107,6 +112,8 @@ def smaller_copy(model: nn.Module, cuts: Cuts) -> nn.Module:
     made, names = _made(model, cuts)
     smaller = copied(model, dict(made))
     changes = [(_holder_of(smaller, size), size) for size in cuts.sizes]
+    for skip in cuts.blocks:
+        put_skip(smaller, skip)
     modules = dict(smaller.named_modules(remove_duplicate=False))
     _follow(modules, cuts, changes, [names[key] for key in made])
     return smaller
@@ -141,7 +148,9 @@ def kept_of(cut: Cut) -> NDArray[np.bool_]:
 
 def _made(model: nn.Module, cuts: Cuts) -> tuple[dict[int, Tensor], dict[int, list[str]]]:
     """New parameters and buffers by the identity of the old ones; and the names of all old ones."""
-    state = state_of(model)
+    for skip in cuts.blocks:
+        check_skip(model, skip)
+    state = {name: tensor for name, tensor in state_of(model).items() if not inside(name, cuts.blocks)}
     smaller = cut_tensors(state, cuts.cuts)
     unknown = [name for name, value in cuts.values.items() if name not in state or smaller[name].shape != value.shape]
     if unknown:
@@ -246,18 +255,19 @@ def compose(first: Cuts, second: Cuts) -> Cuts:
         >>> both.cuts
         (Cut(parameter='w', axis=0, kept=(2, 3), size=4),)
     """
-    cuts = {(cut.parameter, cut.axis): cut for cut in first.cuts}
+    cuts = {(cut.parameter, cut.axis): cut for cut in first.cuts if not inside(cut.parameter, second.blocks)}
     for cut in second.cuts:
         before = cuts.get((cut.parameter, cut.axis))
         if before is not None:
             cut = replace(before, kept=tuple(before.kept[index] for index in cut.kept))  # noqa: PLW2901
         cuts[cut.parameter, cut.axis] = cut
-    sizes = {(size.module, size.attribute): size for size in first.sizes}
+    sizes = {(size.module, size.attribute): size for size in first.sizes if not inside(size.module, second.blocks)}
     for size in second.sizes:
         old = sizes.get((size.module, size.attribute), size).old
         sizes[size.module, size.attribute] = replace(size, old=old)
     lines = (*first.lines, *second.lines)
-    return Cuts(tuple(cuts.values()), dict(second.values), lines, tuple(sizes.values()))
+    blocks = (*(skip for skip in first.blocks if not inside(skip.module, second.blocks)), *second.blocks)
+    return Cuts(tuple(cuts.values()), dict(second.values), lines, tuple(sizes.values()), blocks)
 
 
 def beyond(whole: Cuts, made: Cuts) -> Cuts:
@@ -287,12 +297,16 @@ def beyond(whole: Cuts, made: Cuts) -> Cuts:
         elif cut.kept != before.kept:
             place = {index: number for number, index in enumerate(before.kept)}
             cuts.append(replace(cut, kept=tuple(place[index] for index in cut.kept), size=len(before.kept)))
-    missing = next((key for key in done if key not in asked), None)
+    missing = next((key for key in done if key not in asked and not inside(key[0], whole.blocks)), None)
     if missing is not None:
         raise ModelError(f"{missing[0]!r} has lost channels that the file's has; load into a fresh model")
     held = {(size.module, size.attribute): size.new for size in made.sizes}
     sizes = [replace(size, old=held.get((size.module, size.attribute), size.old)) for size in whole.sizes]
-    return Cuts(tuple(cuts), sizes=tuple(size for size in sizes if size.old != size.new))
+    lost = next((skip.module for skip in made.blocks if not inside(skip.module, whole.blocks)), None)
+    if lost is not None:
+        raise ModelError(f"the model has lost the block {lost!r}, which the file has; load into a fresh model")
+    blocks = tuple(skip for skip in whole.blocks if skip not in made.blocks)
+    return Cuts(tuple(cuts), sizes=tuple(size for size in sizes if size.old != size.new), blocks=blocks)
 
 
 _NOTE = "_lilliput_cuts"

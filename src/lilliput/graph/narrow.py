@@ -17,13 +17,12 @@ from torch import Tensor, nn
 
 from lilliput.core.cut import Cut, Resize
 from lilliput.core.errors import MethodError
-from lilliput.core.method import find
 from lilliput.graph.atoms import Label
 from lilliput.graph.bounds import first_line
 from lilliput.graph.constants import constants_of
 from lilliput.graph.cut import Cuts, compose, cut_tensors, note_cuts, noted_cuts, smaller_copy, state_of
 from lilliput.graph.groups import Analysis, Group, analyse, removed_indices
-from lilliput.graph.ranking import Score, axis_scores, channel_sums, squares
+from lilliput.graph.ranking import Score, axis_scores, channel_sums, score_of
 from lilliput.graph.rewrite import rewrite
 from lilliput.graph.run import GraphModule
 from lilliput.graph.sizes import labels_by_class, resizes
@@ -82,7 +81,7 @@ def cut(
     trial = Trial(model, example)
     # What is absorbed is found on layers, which a recording doesn't have.
     analysis = analyse(model, example, exported=absorb, copied=trial.model)
-    wanted = _wanted(model, analysis, share, _score_of(criterion), multiple)
+    wanted = _wanted(model, analysis, share, score_of(criterion), multiple)
     work = _Work(model, analysis, trial.enliven(), until)
     with torch.no_grad():
         work.extend(wanted)
@@ -107,15 +106,6 @@ def _wanted(model: nn.Module, analysis: Analysis, share: Share, score: Score, mu
             gone = np.sort(np.argsort(channel_sums(group, scores), kind="stable")[:number])
             wanted.append((group, gone, units[gone]))
     return wanted
-
-
-def _score_of(criterion: Any) -> Score:
-    if criterion is None:
-        return squares
-    if isinstance(criterion, Mapping):
-        return lambda name, weight: criterion.get(name)
-    method = find("prune", criterion)() if isinstance(criterion, str) else criterion
-    return lambda name, weight: method.score(weight.detach(), None)
 
 
 def _number(group: Group, share: Share, multiple: int) -> int:

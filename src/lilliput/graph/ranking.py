@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lilliput.core.errors import MethodError
+from lilliput.core.method import find
 from lilliput.graph.groups import Group, Member
 
 Score = Callable[[str, Tensor], Tensor | None]
@@ -19,6 +21,23 @@ Score = Callable[[str, Tensor], Tensor | None]
 def squares(name: str, weight: Tensor) -> Tensor:
     """The score that needs no criterion: w^2."""
     return weight.detach().float().square()
+
+
+def score_of(criterion: Any) -> Score:
+    """Returns the score that a criterion stands for.
+
+    Args:
+        criterion: None for squares, a name in `prune`, an object with `score(weight, stats)`, or scores by name.
+
+    Raises:
+        MethodError: an unknown criterion.
+    """
+    if criterion is None:
+        return squares
+    if isinstance(criterion, Mapping):
+        return lambda name, weight: criterion.get(name)
+    method = find("prune", criterion)() if isinstance(criterion, str) else criterion
+    return lambda name, weight: method.score(weight.detach(), None)
 
 
 def axis_scores(

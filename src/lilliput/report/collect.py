@@ -205,6 +205,7 @@ class Report:
             "layers": layers,
             "kept": facts.notes(self.artifact.facts),
             "cuts": self._file["cuts"],
+            "blocks": self._file["blocks"],
             "aliases": dict(self.artifact.aliases),
             "notes": self.notes,
             "recipe": self.recipe,
@@ -323,7 +324,7 @@ def kinds_of(artifact: Artifact) -> dict[str, str]:
 
     kinds: dict[str, str] = {}
     for node in artifact.graph.nodes if artifact.graph else ():
-        operator = node.operator.split(".")[1]
+        operator = node.operator.partition(".")[2].partition(".")[0]  # none in those of our own, such as getitem
         kind = KINDS.get(operator) or (operator if operator.startswith("conv") and operator != "convolution" else "")
         kind = "recurrent" if operator.startswith(RECURRENT) else kind
         for ref in node.refs() if kind else ():

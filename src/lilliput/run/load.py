@@ -53,10 +53,11 @@ def fill(model: nn.Module, artifact: Artifact) -> nn.Module:
     """
     state = artifact.state_dict()
     fitting = model
-    whole = Cuts(artifact.cuts, sizes=artifact.sizes)
+    whole = Cuts(artifact.cuts, sizes=artifact.sizes, blocks=artifact.blocks)
+    smaller = bool(whole.cuts or whole.blocks)
     # A model that was cut before it was written may be filled again: it needs only what came after.
-    cuts = beyond(whole, noted_cuts(model)) if artifact.cuts else whole
-    if artifact.cuts:
+    cuts = beyond(whole, noted_cuts(model)) if smaller else whole
+    if smaller:
         # On a copy first: if the file is of another model, this one must stay as it is.
         fitting = copy.deepcopy(model)
         apply_cuts(fitting, cuts)
@@ -77,7 +78,7 @@ def fill(model: nn.Module, artifact: Artifact) -> nn.Module:
         layer_at(model, path)
         if isinstance(quantized.method, Absent):
             raise NotInstalled(f"{path}: {quantized.method.method} can't be carried out: {quantized.method.missing}")
-    if artifact.cuts:
+    if smaller:
         apply_cuts(model, cuts)
         note_cuts(model, whole)
         own = model.state_dict(keep_vars=True)

@@ -206,7 +206,7 @@ class Draft:
         aliases = {alias: weight.name for weight in found for alias in weight.aliases}
         if self.notes:
             self.facts["notes"] = self.notes
-        rest = (made.cuts, made.sizes, aliases, self.facts, self.inputs)
+        rest = (made.cuts, made.sizes, aliases, self.facts, self.inputs, made.blocks)
         return Artifact(self.packed, self.recipe, graph, constants, *rest)
 
     def _traced(self, example: Any) -> tuple[Graph | None, dict[str, Tensor]]:

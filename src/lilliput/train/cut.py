@@ -14,6 +14,7 @@ from lilliput.core.cut import CutRule
 from lilliput.core.errors import MethodError, RecipeError
 from lilliput.core.layers import weights
 from lilliput.core.recipe import Recipe
+from lilliput.graph.blocks import cut_blocks
 from lilliput.graph.cut import Cuts, apply_cuts, compose, note_cuts, noted_cuts
 from lilliput.graph.groups import Group
 from lilliput.graph.narrow import cut
@@ -27,8 +28,8 @@ def cut_by(
 ) -> tuple[nn.Module, tuple[Cuts, ...]]:
     """Makes the cuts of a recipe on a copy.
 
-    Rules that share criterion, multiple and absorb are carried out together, in the order in which the first of each
-    stands; no group of channels is cut twice.
+    Whole blocks go first, rule by rule. Then rules that share criterion, multiple and absorb are carried out together,
+    in the order in which the first of each stands; no group of channels is cut twice.
 
     Args:
         model: any module; it is not changed.
@@ -56,10 +57,10 @@ def cut_by(
         raise RecipeError("the recipe cuts channels, which takes an input of the model: give example= or data")
     kinds = {name: weight.kind for weight in weights(model) for name in (weight.name, *weight.aliases)}
     chosen = _Chosen(recipe.cuts, kinds)
-    made: list[Cuts] = []
-    smaller = model
-    for key in dict.fromkeys(map(_together, recipe.cuts)):
-        rules = [number for number, rule in enumerate(recipe.cuts) if _together(rule) == key]
+    smaller, made = _without_blocks(model, recipe.cuts, example, data, stats)
+    narrowing = [rule for rule in recipe.cuts if rule.pattern != "block"]
+    for key in dict.fromkeys(map(_together, narrowing)):
+        rules = [number for number, rule in enumerate(recipe.cuts) if rule in narrowing and _together(rule) == key]
         first = recipe.cuts[rules[0]]
         try:
             # Scores are of the channels that are left: one pass of the data for each criterion.
@@ -73,10 +74,38 @@ def cut_by(
                 absorb=first.absorb,
             )
         except MethodError as error:
-            raise MethodError(f"cut[{rules[0]}]: {str(error).removeprefix('cut: ')}") from None
+            raise _named(error, rules[0]) from None
         made.append(cuts)
     chosen.check()
     return smaller, tuple(made)
+
+
+def _without_blocks(
+    model: nn.Module, rules: Sequence[CutRule], example: Any, data: Any, stats: Mapping[str, Any] | None
+) -> tuple[nn.Module, list[Cuts]]:
+    """The model without the residual blocks that rules remove, each block by the first rule that fits."""
+    smaller = model
+    made: list[Cuts] = []
+    earlier: list[str] = []
+    for number, rule in enumerate(rules):
+        if rule.pattern != "block":
+            continue
+
+        def fitting(name: str, own: str = rule.match, taken: tuple[str, ...] = tuple(earlier)) -> bool:
+            return fnmatchcase(name, own) and not any(fnmatchcase(name, pattern) for pattern in taken)
+
+        try:
+            scores = criterion_scores(smaller, rule.criterion, data, stats if smaller is model else None)
+            smaller, cuts = cut_blocks(smaller, rule.share, example, match=fitting, criterion=scores)
+        except MethodError as error:
+            raise _named(error, number) from None
+        made.append(cuts)
+        earlier.append(rule.match)
+    return smaller, made
+
+
+def _named(error: MethodError, number: int) -> MethodError:
+    return MethodError(f"cut[{number}]: {str(error).removeprefix('cut: ')}")
 
 
 def cut_in_place(model: nn.Module, steps: Sequence[Cuts]) -> nn.Module:
@@ -133,7 +162,7 @@ class _Chosen:
     def check(self) -> None:
         """Raises RecipeError if a rule fits nothing; one that an earlier rule has taken it from is fine."""
         for number, rule in enumerate(self.rules):
-            if number not in self.used:
+            if number not in self.used and rule.pattern != "block":
                 near = difflib.get_close_matches(rule.match, self.seen, 3, 0.4) or list(self.seen)[:3]
                 there = ", ".join(f"{name} ({self.seen[name]})" for name in near) or "none that could be cut"
                 raise RecipeError(
