@@ -195,3 +195,23 @@ def test_training_goes_on_from_the_weights_that_make_up_for_those_removed():
     assert float((model(value).detach() - dense).square().mean()) < 0.7 * float((alone - dense).square().mean())
     latent = model.parametrizations["weight"].original
     assert torch.equal(latent.detach(), model.weight.detach())
+
+
+def test_samples_are_rows_of_the_inputs_each_as_likely():
+    from lilliput.observe.call import Call
+    from lilliput.observe.inputs import SamplesOf
+
+    layer = nn.Linear(1, 1)
+    counts = torch.zeros(1000)
+    for seed in range(20):
+        samples = SamplesOf(most=100)
+        samples.source.manual_seed(seed)
+        for part in torch.arange(1000.0).split(130):
+            samples.see(Call(layer, part[:, None], part[:, None]))
+        rows = samples.result().rows
+        assert rows.shape == (1, 100, 1)
+        assert len(rows.unique()) == 100
+        counts[rows.flatten().long()] += 1
+    quarters = counts.reshape(4, 250).sum(1)
+    assert bool((quarters > 420).all())
+    assert bool((quarters < 580).all())

@@ -20,11 +20,16 @@ from lilliput.observe.correlation import CorrelationOf
 from lilliput.observe.cost import Loss, cost
 from lilliput.observe.follow import Follow
 from lilliput.observe.gradients import CurvatureOf, EvaluateOf, GradientsOf, HessianOf, ModelObserver
-from lilliput.observe.inputs import GramOf, MomentsOf
+from lilliput.observe.inputs import GramOf, MomentsOf, SamplesOf
 from lilliput.observe.outputs import OutputsOf, PeaksOf, PooledOf, TaylorOf
 from lilliput.observe.ranges import HistogramOf, RangeOf
 
-OF_LAYERS: dict[str, Callable[[], Observer]] = {"inputs": MomentsOf, "gram": GramOf, "correlation": CorrelationOf}
+OF_LAYERS: dict[str, Callable[[], Observer]] = {
+    "inputs": MomentsOf,
+    "gram": GramOf,
+    "samples": SamplesOf,
+    "correlation": CorrelationOf,
+}
 """Needs that a layer's inputs and outputs meet, and who collects them."""
 
 OF_INPUTS: dict[str, Callable[[], RangeOf | HistogramOf]] = {"range": RangeOf, "histogram": HistogramOf}
@@ -78,9 +83,10 @@ def collect(
     Args:
         model: any module.
         needs: what to collect, by the weight's name. Of linear and convolution layers `"inputs"`
-            (`observe.inputs.Moments`), `"gram"` (`observe.inputs.Gram`), `"correlation"`, `"outputs"`, `"pooled"`,
-            `"peaks"`, `"taylor"` (`observe.outputs`); of any layer `"range"`, `"histogram"` (`observe.ranges`); of any
-            weight `"gradient"`, `"curvature"`, `"hessian"`, `"evaluate"` (`observe.gradients`).
+            (`observe.inputs.Moments`), `"gram"` (`observe.inputs.Gram`), `"samples"` (`observe.inputs.Samples`),
+            `"correlation"`, `"outputs"`, `"pooled"`, `"peaks"`, `"taylor"` (`observe.outputs`); of any layer
+            `"range"`, `"histogram"` (`observe.ranges`); of any weight `"gradient"`, `"curvature"`, `"hessian"`,
+            `"evaluate"` (`observe.gradients`).
         data: any iterable of inputs, (inputs, targets) or dicts, or one tensor; gone through once.
         loss: `loss(output, target)`, the mean over the examples, for needs that ask for a cost; see `observe.cost`.
 

@@ -47,6 +47,17 @@ class Gram:
     count: int
 
 
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Some of the rows that a layer's weight is multiplied with, each as likely as any other.
+
+    Attributes:
+        rows: (groups, samples, columns); columns in the order of `weight.flatten(1)`.
+    """
+
+    rows: Tensor
+
+
 def pieces(module: Layer, value: Tensor) -> Iterator[Tensor]:
     """Yields the rows that a layer's weight is multiplied with, a bounded part at a time.
 
@@ -134,3 +145,34 @@ class GramOf:
             return None
         matrix, self.total = self.total.div_(self.count), None
         return Gram(matrix, self.count)
+
+
+class SamplesOf:
+    """Collects `Samples`: rows with the largest of random keys, so that memory is bounded and no batch preferred."""
+
+    def __init__(self, most: int = 256) -> None:
+        self.most = most
+        self.source = torch.Generator().manual_seed(0)
+        self.keys: Tensor | None = None
+        self.rows: Tensor | None = None
+
+    def see(self, call: Call) -> None:
+        """Takes one call of the layer."""
+        for part in pieces(call.module, call.input):
+            keys = torch.rand(part.shape[1], generator=self.source)
+            rows = part
+            if self.keys is not None and self.rows is not None:
+                # Only what could still be among the largest is looked at and copied.
+                near = (
+                    (keys > self.keys.min()) if len(self.keys) == self.most else torch.ones_like(keys, dtype=torch.bool)
+                )
+                rows = torch.cat([self.rows, part[:, near.to(part.device)]], 1)
+                keys = torch.cat([self.keys, keys[near]])
+            chosen = keys.topk(min(self.most, len(keys))).indices
+            self.keys, self.rows = keys[chosen], rows[:, chosen.to(rows.device)].clone()
+
+    def result(self) -> Samples | None:
+        """Returns what was seen, or None if nothing was."""
+        if self.rows is None or not self.rows.shape[1]:
+            return None
+        return Samples(self.rows)

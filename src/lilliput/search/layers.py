@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,8 @@ from torch.overrides import TorchFunctionMode
 
 from lilliput.core.errors import ModelError
 from lilliput.core.packed import Packed
+from lilliput.hardware.assess import assess
+from lilliput.hardware.device import Device
 from lilliput.hardware.layer import Layer
 from lilliput.observe.call import Layer as Known
 
@@ -57,6 +59,24 @@ def layers_of(
     if not recorder.layers:
         raise ModelError("the model runs no linear layer and no convolution that hardware could be assessed for")
     return recorder.layers, notes
+
+
+def by_energy(layers: Sequence[Layer], device: Device, flow: str = "") -> list[str]:
+    """Returns the names of layers by falling energy: the order in which energy-aware pruning goes through them.
+
+    Args:
+        layers: from `layers_of`; those of the same name are added up.
+        device: on which.
+        flow: by default the device's own.
+
+    >>> small, large = Layer(8, 8, name="small"), Layer(80, 80, name="large")
+    >>> by_energy([small, large], Device.load("eyeriss"))
+    ['large', 'small']
+    """
+    energies: dict[str, float] = {}
+    for layer in layers:
+        energies[layer.name] = energies.get(layer.name, 0.0) + assess(layer, device, flow).energy.total
+    return sorted(energies, key=lambda name: -energies[name])
 
 
 class _Recorder(TorchFunctionMode):

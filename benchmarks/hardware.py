@@ -1,0 +1,101 @@
+"""What the models of hardware say of AlexNet, pruned and quantized by Deep Compression's settings, and of ResNet-50.
+
+    python benchmarks/hardware.py          # writes results/hardware.json
+
+`dataflows`: AlexNet's layers, a batch of 16, on the array of 256 elements on which Eyeriss was compared, under every
+dataflow; energy in multiply-accumulates. `saving`: the same layers with the densities and bits of Deep Compression
+(Han, Mao & Dally 2016, table 4) beside 16 bits and no zeros, for batches of 1 and 16, on Eyeriss; activations stay at
+16 bits, and 0, 30 or 60 % of what goes into a layer, but the first, is zero. `resnet`: ResNet-50's 54 layers, 224 x
+224, under all dataflows, from nothing; seconds on one thread.
+"""
+
+import json
+import platform
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from lilliput.hardware.assess import assess
+from lilliput.hardware.dataflow import FLOWS
+from lilliput.hardware.device import Device
+from lilliput.hardware.layer import Layer
+
+RESULT = Path(__file__).parent / "results" / "hardware.json"
+ALEXNET = [
+    Layer(3, 96, (227, 227), (11, 11), (4, 4), name="conv1"),
+    Layer(96, 256, (27, 27), (5, 5), padding=(2, 2), groups=2, name="conv2"),
+    Layer(256, 384, (13, 13), (3, 3), padding=(1, 1), name="conv3"),
+    Layer(384, 384, (13, 13), (3, 3), padding=(1, 1), groups=2, name="conv4"),
+    Layer(384, 256, (13, 13), (3, 3), padding=(1, 1), groups=2, name="conv5"),
+    Layer(256, 4096, (6, 6), (6, 6), name="fc6"),
+    Layer(4096, 4096, name="fc7"),
+    Layer(4096, 1000, name="fc8"),
+]
+DENSITIES = (0.84, 0.38, 0.35, 0.37, 0.37, 0.09, 0.09, 0.25)
+BITS = (8, 8, 8, 8, 8, 5, 5, 5)
+
+
+def resnet50() -> list[Layer]:
+    """Its convolutions and last layer, in order."""
+    layers = [Layer(3, 64, (224, 224), (7, 7), (2, 2), (3, 3), name="stem")]
+    channels, size = 64, 56
+    for stage, (width, blocks) in enumerate(((64, 3), (128, 4), (256, 6), (512, 3))):
+        for block in range(blocks):
+            stride = 2 if stage and not block else 1
+            name = f"stage{stage + 1}.{block}"
+            layers.append(Layer(channels, width, (size, size), name=f"{name}.reduce"))
+            layers.append(Layer(width, width, (size, size), (3, 3), (stride, stride), (1, 1), name=f"{name}.spatial"))
+            if not block:
+                layers.append(Layer(channels, 4 * width, (size, size), stride=(stride, stride), name=f"{name}.skip"))
+            size //= stride
+            layers.append(Layer(width, 4 * width, (size, size), name=f"{name}.expand"))
+            channels = 4 * width
+    return [*layers, Layer(2048, 1000, name="head")]
+
+
+def dataflows() -> dict[str, dict[str, float]]:
+    """Energy of convolutions and linear layers under each dataflow, relative to row stationary."""
+    device, found = Device.load("eyeriss_256"), {}
+    for flow in FLOWS:
+        costs = [assess(replace(layer, batch=16), device, flow).energy.total for layer in ALEXNET]
+        found[flow] = {"convolutions": sum(costs[:5]), "linear": sum(costs[5:])}
+    return found
+
+
+def saving() -> list[dict[str, float]]:
+    """Dense over compressed energy."""
+    device, rows = Device.load("eyeriss"), []
+    for batch in (1, 16):
+        for zeros in (0.0, 0.3, 0.6):
+            dense, small = [], []
+            for place, (layer, density, bits) in enumerate(zip(ALEXNET, DENSITIES, BITS)):
+                inputs = 1.0 if not place else 1 - zeros
+                own = replace(layer, batch=batch, input_density=inputs, output_density=1 - zeros)
+                dense.append(assess(own, device).energy.total)
+                pruned = replace(own, weight_density=density, weight_bits=bits)
+                small.append(assess(pruned, device).energy.total)
+            parts = {"all": slice(0, 8), "convolutions": slice(0, 5), "linear": slice(5, 8)}
+            ratios = {name: sum(dense[part]) / sum(small[part]) for name, part in parts.items()}
+            rows.append({"batch": batch, "zeros": zeros, **ratios})
+    return rows
+
+
+def resnet() -> dict[str, float]:
+    """Seconds for all of ResNet-50 under all dataflows."""
+    device, begun = Device.load("eyeriss_256"), time.perf_counter()
+    layers = resnet50()
+    totals = {flow: sum(assess(layer, device, flow).energy.total for layer in layers) for flow in FLOWS}
+    seconds = time.perf_counter() - begun
+    macs = sum(layer.macs for layer in layers)
+    return {"seconds": seconds, "layers": len(layers), "macs": macs, **totals}
+
+
+def main() -> None:
+    """Runs all three, prints them and writes them down."""
+    results = {"resnet": resnet(), "dataflows": dataflows(), "saving": saving(), "machine": platform.platform()}
+    print(json.dumps(results, indent=1))
+    RESULT.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
