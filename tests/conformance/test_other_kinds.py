@@ -14,6 +14,7 @@ from lilliput.testing import (
     network,
     pattern,
     penalty,
+    precision,
     range_solver,
     rounding_solver,
     schedule,
@@ -31,6 +32,7 @@ SUITES = {
     "activation quantizer": activation_quantizer,
     "network": network,
     "gradient hook": gradient_hook,
+    "precision": precision,
 }
 CASES = [
     pytest.param(m.path, law, id=f"{m.path}-{law.__name__}")
