@@ -72,11 +72,25 @@ class DeepGradientCompression(GradientHook):
             places.append(place + begin)
             values.append(value)
             begin, sent = begin + len(gradient), sent + len(place)
-        rows = to_all(state, packed(torch.cat(places), torch.cat(values), begin, self.bits))
+        every = torch.cat(values)
+        rows = to_all(state, packed(torch.cat(places), every, begin, self.bits))
+        if self.bits < 32:
+            self._wait(state, found, places, every)
         result = torch.zeros_like(found.flat)
         for row in rows:
             result.index_add_(0, *unpacked(row, begin, sent, self.bits))
         return found.finish(state, bucket, result / state.size)
+
+    def _wait(self, state: HookState, found: Gradients, places: list[Tensor], values: Tensor) -> None:
+        """What the coding of values leaves out waits with the rest; all of a bucket that is told to be broken."""
+        told = decoded(coded(values, self.bits), len(values), self.bits).nan_to_num()
+        rest = (values - told).nan_to_num()
+        begin = 0
+        for name, size, place, own in zip(
+            found.names, found.sizes, places, torch.split(rest, [len(p) for p in places])
+        ):
+            state.kept("waiting", name, size)[place - begin] += own
+            begin += size
 
     def _sent(self, state: HookState, name: str, gradient: Tensor, density: float) -> tuple[Tensor, Tensor]:
         """Adds a gradient to what waits; returns places and values of what is sent, and takes them out."""
@@ -99,10 +113,6 @@ class DeepGradientCompression(GradientHook):
             value = v[place]
             v[place] = 0
             u[place] = 0
-        if self.bits < 32:
-            told = decoded(coded(value, self.bits), count, self.bits)
-            v[place] += value - told
-            value = told
         if broken:
             # What waits stays sound; that something is wrong is for all to see.
             value = torch.full_like(value, torch.nan)
