@@ -149,6 +149,27 @@ def test_file_and_fresh_model_and_classless_cut(name: str, tmp_path: Path) -> No
     assert sum(p.numel() for p in last.parameters()) < sum(p.numel() for p in net.parameters())
 
 
+class Around(nn.Module):
+    """A sum around anything: the branch is a module of its own, the block the one around it."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.inner(x)
+
+
+def test_a_block_may_be_the_module_around_its_branch() -> None:
+    torch.manual_seed(0)
+    inner = nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 6))
+    model = nn.Sequential(nn.Linear(6, 6), nn.Sequential(Around(nn.Linear(6, 6)), nn.ReLU()), Around(inner)).eval()
+    x = torch.randn(3, 6)
+    assert {block.name for block in blocks(model, x) if block.reason is None} == {"1.0", "2"}
+    smaller, _ = lilliput.cut_blocks(model, 1.0, x)
+    torch.testing.assert_close(smaller(x), torch.relu(model[0](x)))
+
+
 def test_the_graph_without_a_class_gives_the_same() -> None:
     model, x = shaken(Resnet), NETS["resnet"][1]
     graph, constants = trace(model, x)

@@ -170,11 +170,21 @@ class _Finder:
             if name and kept is not None:
                 sums.setdefault(name, []).append((index, kept))
         found = []
-        for name in sums:
+        for name in self.outwards(sums):
             own = [pair for other, pairs in sums.items() if inside(other, (Skip(name),)) for pair in pairs]
             found.append(self.block(name, tuple(sorted(own, key=lambda pair: pair[0]))))
         able = [block.name for block in found if block.reason is None]
         return [block for block in found if not _covered(block, able)]
+
+    def outwards(self, names: Mapping[str, Any]) -> list[str]:
+        """Modules of branches, and those around them as long as they hold no other weights: one may have the sum."""
+        found: dict[str, None] = {}
+        for name in names:
+            held = {tensor for tensor in self.graph.tensors if tensor.startswith(f"{name}.")}
+            while name and held == {tensor for tensor in self.graph.tensors if tensor.startswith(f"{name}.")}:
+                found[name] = None
+                name = name.rpartition(".")[0]  # noqa: PLW2901
+        return list(found)
 
     def around(self, index: int) -> NodeRef | InputRef | None:
         """What goes around the branch that ends at a node, if it is a sum of it and its branch; else None."""
