@@ -14,12 +14,14 @@ from lilliput.file.write import dumps
 from lilliput.graph.macs import macs, uses
 from lilliput.graph.trace import trace
 from lilliput.observe.sensitivity import whole
+from lilliput.prune.magnitude import Magnitude
 from lilliput.prune.taylor import Taylor
 from lilliput.quantize.float16 import Float16
 from lilliput.quantize.uniform import Uniform
 from lilliput.search.channels import Channels, share_of
 from lilliput.search.narrow import chosen, uniform
 from lilliput.search.plan import Options, title
+from lilliput.share.kmeans import KMeans
 from lilliput.train.cut import cut_by
 
 FEW = Options(batches=2, trials=3)
@@ -211,6 +213,24 @@ def test_a_size_besides_is_met_by_the_smaller_network(data: list[tuple[Tensor, T
     artifact = lilliput.compress(trained(), recipe, data)
     assert len(dumps(artifact)) <= 4_500
     assert macs(lilliput.load(artifact), data[0][0][:1]) <= 0.6 * WHOLE["macs"]
+
+
+def test_size_budgets_mix_sparsity_with_quantization(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A weight with few large values is pruned, then quantized, another only quantized: as measured on the outputs."""
+    offered = (Magnitude(sparsity=0.9), Uniform(bits=4), Uniform(bits=8), KMeans(bits=3), Float16())
+    monkeypatch.setattr("lilliput.search.candidates.choices", lambda: offered)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(48, 48, bias=False), nn.ReLU(), nn.Linear(48, 48, bias=False)).eval()
+    with torch.no_grad():
+        model[0].weight[torch.rand(48, 48) < 0.9] *= 0.02
+    inputs = [torch.randn(16, 48) for _ in range(2)]
+    recipe = lilliput.plan(model, Budget(size=2_600), inputs, options=FEW)
+    steps = {rule.match: [type(step) for step in rule.steps] for rule in recipe.rules}
+    assert steps["0.weight"][:2] in ([Magnitude, KMeans], [Magnitude, Uniform])
+    assert Magnitude not in steps["2.weight"]
+    artifact = lilliput.compress(model, recipe, inputs)
+    assert len(dumps(artifact)) <= 2_600
+    assert int((artifact.weight("0.weight") == 0).sum()) >= round(0.9 * 48 * 48)
 
 
 def test_a_drop_is_checked_and_the_metric_is_called_on_copies(data: list[tuple[Tensor, Tensor]]) -> None:
