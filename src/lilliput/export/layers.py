@@ -8,15 +8,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from lilliput.export.writer import Arguments, Rule, Unsupported, Writer, numpy_dtype, rule
+from lilliput.export.writer import Arguments, Rule, Unsupported, Writer, array_of, numpy_dtype, rule
+from lilliput.graph.ir import TensorRef
 
 
 @rule("linear")
 def _linear(w: Writer, a: Arguments) -> Any:
     bias = [w.x(a["bias"])] if a["bias"] is not None else []
     if w.rank(a["input"]) == 2:
-        return w("Gemm", w.x(a["input"]), w.x(a["weight"]), *bias, transB=1)
-    product = w("MatMul", w.x(a["input"]), w("Transpose", w.x(a["weight"]), perm=[1, 0]))
+        return w("Gemm", w.x(a["input"]), _kernel(w, a), *bias, transB=1)
+    weight = a["weight"]
+    if isinstance(weight, TensorRef) and weight.name in w.coded:
+        turned = w.dequantized(w.coded[weight.name], turned=True)
+    else:
+        turned = w("Transpose", w.x(weight), perm=[1, 0])
+    product = w("MatMul", w.x(a["input"]), turned)
     return w("Add", product, bias[0]) if bias else product
 
 
@@ -64,11 +70,22 @@ def _conv(w: Writer, a: Arguments) -> Any:
         pads = [*(size // 2 for size in whole), *(size - size // 2 for size in whole)]
     else:
         pads = _each(padding, count) * 2
+    settings: dict[str, Any] = {"strides": _each(a["stride"], count), "pads": pads, "dilations": dilation}
     rank = w.rank(a["input"])
     source = w.x(a["input"]) if rank == count + 2 else w("Unsqueeze", w.x(a["input"]), w.constant([0]))
-    found = w("Conv", source, w.x(a["weight"]), *_bias(w, a), strides=_each(a["stride"], count), pads=pads,
-              dilations=dilation, group=a["groups"])  # fmt: skip
+    found = w("Conv", source, _kernel(w, a), *_bias(w, a), group=a["groups"], **settings)
     return found if rank == count + 2 else w("Squeeze", found, w.constant([0]))
+
+
+def _kernel(w: Writer, a: Arguments) -> str:
+    """The weight, in 8 bits if it can stay so."""
+    weight, bias = a["weight"], a["bias"]
+    if not isinstance(weight, TensorRef) or weight.name not in w.coded:
+        return w.x(weight)
+    held = w.coded[weight.name]
+    if isinstance(bias, TensorRef):
+        held = held.beside(array_of(w.tensors[bias.name]), w.levels[a["input"].index].scale)
+    return w.dequantized(held)
 
 
 @rule("conv_transpose1d", "conv_transpose2d.input", "conv_transpose3d.input")

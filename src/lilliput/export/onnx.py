@@ -7,8 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import onnx
+import torch
 from torch import Tensor
 
+from lilliput.core.packed import Packed
+from lilliput.export.quantized import coded_layers, levels_in
 from lilliput.export.sizes import Info, infos_of
 from lilliput.export.writer import OPSET, RULES, Unsupported, Writer, input_name, kind_of
 from lilliput.graph.ir import Graph, InputRef, NodeRef, refs_of
@@ -22,12 +25,20 @@ for _module in ("elementwise", "shaping", "reducing", "layers", "recurrent"):
     importlib.import_module(f"lilliput.export.{_module}")
 
 
-def to_onnx(graph: Graph, tensors: Mapping[str, Tensor]) -> onnx.ModelProto:
+def to_onnx(
+    graph: Graph, tensors: Mapping[str, Tensor], packed: Mapping[str, Packed | Tensor] | None = None
+) -> onnx.ModelProto:
     """Translates a graph, open sizes included.
+
+    Activations on at most 256 levels become QuantizeLinear and DequantizeLinear; behind them weights that
+    `quantize/uniform` packed symmetrically stay in 8 bits, so that engines multiply integers: those of linear layers,
+    and of convolutions whose results go on levels again. Engines have no fast convolution of integers with floats for
+    results, as a residual sum needs.
 
     Args:
         graph: any graph.
         tensors: what it uses, by name.
+        packed: its weights as an artifact holds them, by name.
 
     Returns:
         A model of opset 20. Inputs have the graph's names; outputs are `output_0`, `output_1`, ... in the order of the
@@ -50,8 +61,13 @@ def to_onnx(graph: Graph, tensors: Mapping[str, Tensor]) -> onnx.ModelProto:
     missing = sorted({node.operator for node in graph.nodes if node.operator not in RULES})
     if missing:
         raise Unsupported(f"no counterpart in ONNX for {', '.join(missing[:5])}")
-    writer = Writer(graph, tensors, infos_of(graph, tensors))
-    for node, info in zip(graph.nodes, writer.infos):
+    levels = levels_in(graph)
+    coded = coded_layers(graph, packed or {}, levels)
+    writer = Writer(graph, tensors, infos_of(graph, tensors), coded)
+    for index, (node, info) in enumerate(zip(graph.nodes, writer.infos)):
+        if index in levels and info.dtype == torch.float32:
+            writer.put(levels[index])
+            continue
         bound = arguments_of(node)
         ordered = {p.name: bound[p.name] for p in operators()[node.operator].parameters if p.name in bound}
         writer.add(node, info, RULES[node.operator], ordered)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lilliput.core.errors import ModelError, NotInstalled
+from lilliput.export.quantized import Codes, Levels
 from lilliput.export.sizes import Info
 from lilliput.graph.ir import Graph, InputRef, Node, NodeRef, TensorRef
 
@@ -71,10 +72,19 @@ class Writer:
         graph: what is translated.
         tensors: what it uses, by name.
         infos: of its nodes, see `sizes.infos_of`.
+        coded: weights that stay in 8 bits, by name.
     """
 
-    def __init__(self, graph: Graph, tensors: Mapping[str, Tensor], infos: Sequence[Any]) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        tensors: Mapping[str, Tensor],
+        infos: Sequence[Any],
+        coded: Mapping[str, Codes] | None = None,
+    ) -> None:
         self.graph, self.tensors, self.infos = graph, tensors, infos
+        self.coded = coded or {}
+        self.levels: dict[int, Levels] = {}
         self.values: list[Any] = []
         self.nodes: list[Any] = []
         self.constants: dict[str, np.ndarray[Any, Any]] = {}
@@ -103,10 +113,42 @@ class Writer:
         except Unsupported as error:
             raise Unsupported(f"{node.operator} at node {len(self.values)} can't become ONNX: {error}") from None
 
+    def put(self, levels: Levels) -> None:
+        """Puts a tensor on levels: the result of the present node.
+
+        Args:
+            levels: which, and what goes on them.
+        """
+        kind, full = (torch.uint8, (0, 255)) if levels.low >= 0 else (torch.int8, (-128, 127))
+        source = self.x(levels.source)
+        if (levels.low, levels.high) != full:
+            ends = [
+                self.constant((end - levels.zero) * levels.scale, torch.float32) for end in (levels.low, levels.high)
+            ]
+            source = self("Clip", source, *ends)
+        steps = self.constant(levels.scale, torch.float32), self.constant(levels.zero, kind)
+        codes = self("QuantizeLinear", source, *steps)
+        self.levels[len(self.values)] = levels
+        self.values.append(self("DequantizeLinear", codes, *steps))
+
+    def dequantized(self, held: Codes, turned: bool = False) -> str:
+        """Returns a weight in 8 bits, as a node that makes floats of it.
+
+        Args:
+            held: the weight.
+            turned: (inputs, outputs) instead of (outputs, inputs).
+        """
+        codes = self.constant(np.ascontiguousarray(held.codes.T) if turned else held.codes)
+        scale = held.scale if len(held.scale) > 1 else held.scale.reshape(())
+        axis = (1 if turned else 0) if scale.ndim else None
+        return str(self("DequantizeLinear", codes, self.constant(scale), axis=axis))
+
     def x(self, ref: Any) -> str:
         """Returns the name of the tensor that a reference stands for."""
         if isinstance(ref, InputRef):
             return input_name(self.graph, ref.index)
+        if isinstance(ref, TensorRef) and ref.name in self.coded:
+            return self.dequantized(self.coded[ref.name])
         if isinstance(ref, TensorRef):
             if ref.name not in self.constants:
                 self.constants[ref.name] = array_of(self.tensors[ref.name])

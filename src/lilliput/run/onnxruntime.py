@@ -23,8 +23,9 @@ from lilliput.graph.structure import join
 class OnnxRuntime:
     """Two to four times as fast as plain PyTorch on most networks. `pip install 'lilliput[onnx]'`.
 
-    Weights are unpacked; activation quantizers run as the operators that they are. As many threads as
-    `torch.get_num_threads()` says when the network is loaded.
+    Where a layer's input is on at most 256 levels and its weight in 8 bits, symmetric (`quantize/uniform`), it is
+    computed with integers; other weights are unpacked. As many threads as `torch.get_num_threads()` says when the
+    network is loaded.
     """
 
     def load(self, artifact: Artifact) -> nn.Module:
@@ -41,7 +42,7 @@ class OnnxRuntime:
         return OnnxModule(graph, data)
 
     def export(self, artifact: Artifact, path: str | PathLike[str]) -> None:
-        """Writes the network as an ONNX file of float weights.
+        """Writes the network as an ONNX file.
 
         Args:
             artifact: one with a graph.
@@ -111,7 +112,8 @@ def _translated(artifact: Artifact) -> tuple[Graph, bytes]:
 
     found = factored(artifact.graph, artifact.weights)
     state = {name: artifact.weight(name) for name in artifact.weights if name not in found.replaced}
-    return artifact.graph, to_onnx(found.graph, {**state, **found.tensors, **artifact.constants}).SerializeToString()
+    tensors = {**state, **found.tensors, **artifact.constants}
+    return artifact.graph, to_onnx(found.graph, tensors, artifact.weights).SerializeToString()
 
 
 def _package(name: str) -> Any:

@@ -1,0 +1,192 @@
+"""Quantized activations and 8-bit weights as ONNX's own operators, which its engines compute with integers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lilliput.core.packed import Packed, unpack
+from lilliput.graph.ir import Graph, NodeRef, Ref, TensorRef
+from lilliput.graph.layers import CONVOLUTIONS, LINEAR, arguments_of
+from lilliput.graph.shapes import users_of
+
+# Through these an engine moves the levels up to the layer.
+_THROUGH = frozenset(
+    f"aten.{name}"
+    for name in (
+        *("relu.default", "relu6.default", "hardtanh.default", "clamp.default", "max_pool2d.default"),
+        *("flatten.using_ints", "view.default", "reshape.default", "transpose.int", "permute.default"),
+    )
+)
+
+
+@dataclass(frozen=True)
+class Levels:
+    """What a chain of nodes does: (clip(round(x / scale) + zero, low, high) - zero) scale.
+
+    Attributes:
+        source: x.
+        scale: of a step.
+        zero: the code of 0.
+        low: the lowest code.
+        high: the highest.
+    """
+
+    source: Ref
+    scale: float
+    zero: int
+    low: int
+    high: int
+
+
+@dataclass(frozen=True)
+class Codes:
+    """A weight in 8 bits: codes * scale, symmetric.
+
+    Attributes:
+        codes: int8, of the weight's shape.
+        scale: float32, one, or one for each row.
+    """
+
+    codes: np.ndarray[Any, Any]
+    scale: np.ndarray[Any, Any]
+
+    def beside(self, bias: np.ndarray[Any, Any], step: float) -> Codes:
+        """Returns the same with larger scales where the bias, in steps of the products, would exceed 32 bits.
+
+        That is so where BatchNorm's fold has left next to nothing of a row beside its bias.
+
+        Args:
+            bias: one number a row.
+            step: scale of the layer's input.
+        """
+        least = np.abs(bias).astype(np.float64) / (step * 2.0**30)
+        scale = np.broadcast_to(self.scale, bias.shape)
+        if not (least > scale).any():
+            return self
+        wider = np.maximum(scale, least).astype(np.float32)
+        ratio = (scale / wider).reshape(-1, *[1] * (self.codes.ndim - 1))
+        return Codes(np.round(self.codes * ratio).astype(np.int8), wider)
+
+
+def levels_in(graph: Graph) -> dict[int, Levels]:
+    """Finds where activations are put on at most 256 levels; by the last node of each chain.
+
+    Args:
+        graph: any graph.
+    """
+    found = {}
+    for index, node in enumerate(graph.nodes):
+        levels = _chain(graph, index) if node.operator == "aten.mul.Tensor" else None
+        if levels is not None and (0 <= levels.low < levels.high <= 255 or -128 <= levels.low < levels.high <= 127):
+            found[index] = levels
+    return found
+
+
+def _chain(graph: Graph, index: int) -> Levels | None:
+    """Reads backwards: mul, [sub], clamp, [add], round, div."""
+    steps: dict[str, Mapping[str, Any]] = {}
+    ref: Any = NodeRef(index)
+    for word, needed in (
+        ("mul", True),
+        ("sub", False),
+        ("clamp", True),
+        ("add", False),
+        ("round", True),
+        ("div", True),
+    ):
+        found = _before(graph, ref)
+        if found is not None and found[0].split(".")[1] == word:
+            steps[word] = found[1]
+            ref = found[1]["self"]
+        elif needed:
+            return None
+    scale, low, high = steps["mul"]["other"], steps["clamp"]["min"], steps["clamp"]["max"]
+    shifts = [(steps[word]["other"], steps[word]["alpha"]) if word in steps else (0, 1) for word in ("add", "sub")]
+    if shifts[0] != shifts[1] or shifts[0][1] != 1 or steps["div"]["other"] != scale:
+        return None
+    if not isinstance(scale, float) or not all(type(item) is int for item in (shifts[0][0], low, high)):
+        return None
+    return Levels(ref, scale, shifts[0][0], low, high)
+
+
+def _before(graph: Graph, ref: Any) -> tuple[str, Mapping[str, Any]] | None:
+    if not isinstance(ref, NodeRef):
+        return None
+    node = graph.nodes[ref.index]
+    return node.operator, arguments_of(node)
+
+
+def codes_of(packed: Packed | Tensor | None) -> Codes | None:
+    """Returns the codes of a weight that `quantize/uniform` packed symmetrically to one scale, or one a row.
+
+    Args:
+        packed: any weight of an artifact.
+    """
+    if not isinstance(packed, Packed) or packed.method != "quantize/uniform" or packed.dtype != torch.float32:
+        return None
+    if packed.settings.get("per") not in ("tensor", "row") or "levels" in packed.parts or "zero" in packed.parts:
+        return None
+    codes, scale = unpack(packed.parts["codes"]), unpack(packed.parts["scale"])
+    if codes.dtype != torch.int8 or scale.dtype != torch.float32 or codes.ndim < 2:
+        return None
+    return Codes(codes.numpy(), scale.numpy())
+
+
+def coded_layers(graph: Graph, packed: Mapping[str, Packed | Tensor], levels: Mapping[int, Levels]) -> dict[str, Codes]:
+    """Finds the weights that can stay in 8 bits: all their users are layers between levels.
+
+    Args:
+        graph: any graph.
+        packed: weights by name.
+        levels: of `levels_in`.
+    """
+    _, users = users_of(graph)
+    again = requantized(graph, levels)
+    found = {}
+    for name, places in users.items():
+        codes = codes_of(packed.get(name))
+        if codes is None or any(place >= len(graph.nodes) for place in places):
+            continue
+        if all(
+            _multiplies(graph, place, name, levels) and (codes.codes.ndim == 2 or place in again) for place in places
+        ):
+            found[name] = codes
+    return found
+
+
+def _multiplies(graph: Graph, place: int, name: str, levels: Mapping[int, Levels]) -> bool:
+    node = graph.nodes[place]
+    if node.operator not in CONVOLUTIONS | {LINEAR}:
+        return False
+    bound = arguments_of(node)
+    source = bound["input"]
+    return isinstance(source, NodeRef) and source.index in levels and bound["weight"] == TensorRef(name)
+
+
+def requantized(graph: Graph, levels: Mapping[int, Levels]) -> set[int]:
+    """Finds the nodes whose results go on levels again, perhaps through a ReLU, and nowhere else.
+
+    Args:
+        graph: any graph.
+        levels: of `levels_in`.
+    """
+    users, _ = users_of(graph)
+    sources = {chain.source.index for chain in levels.values() if isinstance(chain.source, NodeRef)}
+    found = set()
+    for index in range(len(graph.nodes)):
+        place = index
+        while len(set(users[place])) == 1 and users[place][0] < len(graph.nodes):
+            if place in sources:
+                found.add(index)
+                break
+            following = users[place][0]
+            if graph.nodes[following].operator not in _THROUGH:
+                break
+            place = following
+    return found
