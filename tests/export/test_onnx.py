@@ -276,4 +276,26 @@ def test_quantized_layers_are_computed_with_integers(activations, tmp_path):
     one, two = fast(data[0]), plain(data[0])
     one, two = one.detach(), two.detach()
     assert float((one - two).abs().mean()) < 0.01 * float(two.abs().mean())
-    assert float(torch.nn.functional.cosine_similarity(one.flatten(), two.flatten(), dim=0)) > 0.9995
+    assert float(functional.cosine_similarity(one.flatten(), two.flatten(), dim=0)) > 0.9995
+
+
+def test_levels_before_shared_weights_stay_operators():
+    """ONNX Runtime would put float weights between 8-bit tensors in 8 bits, with one scale for all rows."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.ZeroPad2d(1), nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Flatten(),
+                          nn.Linear(512, 3)).eval()  # fmt: skip
+    with torch.no_grad():
+        model[3].weight *= 10.0 ** -torch.arange(8)[:, None, None, None]
+    recipe = Recipe.loads("""
+    [[rule]]
+    match = "3.*"
+    steps = [{method = "share/kmeans", bits = 8}]
+    activations = "uniform:8"
+    [[rule]]
+    steps = [{method = "quantize/uniform", bits = 8}]
+    activations = "uniform:8"
+    """)
+    x = torch.randn(4, 4, 8, 8)
+    artifact = lilliput.compress(model, recipe, [x])
+    one, two = lilliput.load(artifact, engine="onnxruntime")(x), lilliput.load(artifact)(x)
+    assert float(functional.cosine_similarity(one.flatten(), two.detach().flatten(), dim=0)) > 0.9995

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lilliput.export.quantized import levels_before
 from lilliput.export.writer import Arguments, Rule, Unsupported, Writer, array_of, numpy_dtype, rule
 from lilliput.graph.ir import TensorRef
 
@@ -16,7 +17,7 @@ from lilliput.graph.ir import TensorRef
 def _linear(w: Writer, a: Arguments) -> Any:
     bias = [w.x(a["bias"])] if a["bias"] is not None else []
     if w.rank(a["input"]) == 2:
-        return w("Gemm", w.x(a["input"]), _kernel(w, a), *bias, transB=1)
+        return w("Gemm", w.x(a["input"]), *_parts(w, a), transB=1)
     weight = a["weight"]
     if isinstance(weight, TensorRef) and weight.name in w.coded:
         turned = w.dequantized(w.coded[weight.name], turned=True)
@@ -73,19 +74,23 @@ def _conv(w: Writer, a: Arguments) -> Any:
     settings: dict[str, Any] = {"strides": _each(a["stride"], count), "pads": pads, "dilations": dilation}
     rank = w.rank(a["input"])
     source = w.x(a["input"]) if rank == count + 2 else w("Unsqueeze", w.x(a["input"]), w.constant([0]))
-    found = w("Conv", source, _kernel(w, a), *_bias(w, a), group=a["groups"], **settings)
+    found = w("Conv", source, *_parts(w, a), group=a["groups"], **settings)
     return found if rank == count + 2 else w("Squeeze", found, w.constant([0]))
 
 
-def _kernel(w: Writer, a: Arguments) -> str:
-    """The weight, in 8 bits if it can stay so."""
+def _parts(w: Writer, a: Arguments) -> list[str]:
+    """The weight and the bias, as integers where they can stay so."""
     weight, bias = a["weight"], a["bias"]
     if not isinstance(weight, TensorRef) or weight.name not in w.coded:
-        return w.x(weight)
+        return [w.x(weight), *_bias(w, a)]
     held = w.coded[weight.name]
-    if isinstance(bias, TensorRef):
-        held = held.beside(array_of(w.tensors[bias.name]), w.levels[a["input"].index].scale)
-    return w.dequantized(held)
+    if bias is None:
+        return [w.dequantized(held)]
+    step = w.levels[levels_before(w.graph, a["input"], w.levels) or 0].scale
+    values = array_of(w.tensors[bias.name])
+    held = held.beside(values, step)
+    codes, steps = held.whole(values, step)
+    return [w.dequantized(held), w("DequantizeLinear", w.constant(codes), w.constant(steps), axis=0)]
 
 
 @rule("conv_transpose1d", "conv_transpose2d.input", "conv_transpose3d.input")

@@ -30,10 +30,10 @@ def to_onnx(
 ) -> onnx.ModelProto:
     """Translates a graph, open sizes included.
 
-    Activations on at most 256 levels become QuantizeLinear and DequantizeLinear; behind them weights that
-    `quantize/uniform` packed symmetrically stay in 8 bits, so that engines multiply integers: those of linear layers,
-    and of convolutions whose results go on levels again. Engines have no fast convolution of integers with floats for
-    results, as a residual sum needs.
+    Where activations are on at most 256 levels and `quantize/uniform` packed the weight symmetrically, the levels
+    become QuantizeLinear and DequantizeLinear and the weight stays in 8 bits, so that engines multiply integers: in
+    linear layers, and in convolutions whose results go on levels again. Engines have no fast convolution of integers
+    with floats for results, as a residual sum needs.
 
     Args:
         graph: any graph.
@@ -61,8 +61,7 @@ def to_onnx(
     missing = sorted({node.operator for node in graph.nodes if node.operator not in RULES})
     if missing:
         raise Unsupported(f"no counterpart in ONNX for {', '.join(missing[:5])}")
-    levels = levels_in(graph)
-    coded = coded_layers(graph, packed or {}, levels)
+    coded, levels = coded_layers(graph, packed or {}, levels_in(graph))
     writer = Writer(graph, tensors, infos_of(graph, tensors), coded)
     for index, (node, info) in enumerate(zip(graph.nodes, writer.infos)):
         if index in levels and info.dtype == torch.float32:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lilliput.core.packed import Packed, unpack
-from lilliput.graph.ir import Graph, NodeRef, Ref, TensorRef
+from lilliput.graph.ir import Graph, Node, NodeRef, Ref, TensorRef
 from lilliput.graph.layers import CONVOLUTIONS, LINEAR, arguments_of
 from lilliput.graph.shapes import users_of
 
@@ -55,6 +55,17 @@ class Codes:
 
     codes: np.ndarray[Any, Any]
     scale: np.ndarray[Any, Any]
+
+    def whole(self, bias: np.ndarray[Any, Any], step: float) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """Returns a bias in steps of the products, int32, and the steps.
+
+        Args:
+            bias: one number a row.
+            step: scale of the layer's input.
+        """
+        steps = (np.broadcast_to(self.scale, bias.shape).astype(np.float32) * np.float32(step)).astype(np.float32)
+        safe = np.where(steps > 0, steps, 1).astype(np.float64)
+        return np.round(bias.astype(np.float64) / safe).astype(np.int32), steps
 
     def beside(self, bias: np.ndarray[Any, Any], step: float) -> Codes:
         """Returns the same with larger scales where the bias, in steps of the products, would exceed 32 bits.
@@ -138,35 +149,91 @@ def codes_of(packed: Packed | Tensor | None) -> Codes | None:
     return Codes(codes.numpy(), scale.numpy())
 
 
-def coded_layers(graph: Graph, packed: Mapping[str, Packed | Tensor], levels: Mapping[int, Levels]) -> dict[str, Codes]:
-    """Finds the weights that can stay in 8 bits: all their users are layers between levels.
+def coded_layers(
+    graph: Graph, packed: Mapping[str, Packed | Tensor], levels: Mapping[int, Levels]
+) -> tuple[dict[str, Codes], dict[int, Levels]]:
+    """Finds the weights that can stay in 8 bits, and the levels that only such layers take.
+
+    All users of such a weight are layers between levels: linear ones, and convolutions whose results go on levels
+    again. Levels before another layer between levels are better written as what they are: an engine that finds floats
+    for weights there puts these in 8 bits itself, with one scale for all.
 
     Args:
         graph: any graph.
         packed: weights by name.
         levels: of `levels_in`.
     """
-    _, users = users_of(graph)
-    again = requantized(graph, levels)
-    found = {}
-    for name, places in users.items():
-        codes = codes_of(packed.get(name))
-        if codes is None or any(place >= len(graph.nodes) for place in places):
+    users, of_tensors = users_of(graph)
+    known = {name: codes_of(packed.get(name)) for name in of_tensors}
+    while True:
+        again = requantized(graph, levels)
+        found = {}
+        for name, codes in known.items():
+            places = of_tensors[name]
+            if codes is None or any(place >= len(graph.nodes) for place in places):
+                continue
+            if all(multiplies(graph, p, levels) == name and (codes.codes.ndim == 2 or p in again) for p in places):
+                found[name] = codes
+        kept = {i: chain for i, chain in levels.items() if not _tempting(graph, users, i, (found, again))}
+        if len(kept) == len(levels):
+            return found, dict(levels)
+        levels = kept
+
+
+def _tempting(graph: Graph, users: list[list[int]], index: int, known: tuple[Mapping[str, Codes], set[int]]) -> bool:
+    """Whether a result goes, perhaps past a margin of zeros, to a layer between levels with floats for weights."""
+    found, again = known
+    for place in users[index]:
+        if place >= len(graph.nodes):
             continue
-        if all(
-            _multiplies(graph, place, name, levels) and (codes.codes.ndim == 2 or place in again) for place in places
-        ):
-            found[name] = codes
-    return found
+        if is_margin(graph.nodes[place]):
+            if _tempting(graph, users, place, known):
+                return True
+        elif place in again and graph.nodes[place].operator in CONVOLUTIONS | {LINEAR}:
+            weight = arguments_of(graph.nodes[place])["weight"]
+            if not isinstance(weight, TensorRef) or weight.name not in found:
+                return True
+    return False
 
 
-def _multiplies(graph: Graph, place: int, name: str, levels: Mapping[int, Levels]) -> bool:
-    node = graph.nodes[place]
-    if node.operator not in CONVOLUTIONS | {LINEAR}:
+def is_margin(node: Node) -> bool:
+    """Whether a node pads with zeros, which an engine makes a part of the convolution behind it."""
+    if node.operator not in {"aten.pad.default", "aten.constant_pad_nd.default"}:
         return False
     bound = arguments_of(node)
-    source = bound["input"]
-    return isinstance(source, NodeRef) and source.index in levels and bound["weight"] == TensorRef(name)
+    plain = bound.get("mode", "constant") == "constant" and not bound["value"]
+    return plain and all(type(size) is int and size >= 0 for size in bound["pad"])
+
+
+def levels_before(graph: Graph, ref: Any, levels: Mapping[int, Any]) -> int | None:
+    """Returns the node that puts a layer's input on levels, perhaps before a margin of zeros.
+
+    Args:
+        graph: any graph.
+        ref: the layer's input.
+        levels: of `levels_in`.
+    """
+    while isinstance(ref, NodeRef) and is_margin(graph.nodes[ref.index]):
+        ref = arguments_of(graph.nodes[ref.index])["self"]
+    return ref.index if isinstance(ref, NodeRef) and ref.index in levels else None
+
+
+def multiplies(graph: Graph, place: int, levels: Mapping[int, Any]) -> str | None:
+    """Returns the name of the weight by which a node multiplies what is on levels; None if it does something else.
+
+    Args:
+        graph: any graph.
+        place: of the node.
+        levels: of `levels_in`.
+    """
+    node = graph.nodes[place]
+    if node.operator not in CONVOLUTIONS | {LINEAR}:
+        return None
+    bound = arguments_of(node)
+    weight, bias = bound["weight"], bound["bias"]
+    if not isinstance(weight, TensorRef) or not isinstance(bias, TensorRef | None) or bias == weight:
+        return None
+    return weight.name if levels_before(graph, bound["input"], levels) is not None else None
 
 
 def requantized(graph: Graph, levels: Mapping[int, Levels]) -> set[int]:
