@@ -145,7 +145,7 @@ def test_groups_must_divide_a_row():
     assert len(Uniform(per="group", group=8).pack(gaussian(8, 24)).parts["scale"]) == 24
 
 
-@pytest.mark.parametrize("wrong", [{"bits": 0}, {"bits": 9}, {"group": 0}, {"per": "rows"}])
+@pytest.mark.parametrize("wrong", [{"bits": 0}, {"bits": 17}, {"bits": 9, "symmetric": False}, {"group": 0}, {"per": "rows"}])
 def test_settings_out_of_range(wrong):
     with pytest.raises(MethodError, match="quantize/uniform: "):
         Uniform(**wrong)
@@ -171,3 +171,12 @@ def test_values_lie_among_the_levels(values, bits, symmetric, cell_mean):
     assert bool(torch.isfinite(back).all())
     assert len(back.unique()) <= max(2**bits, 3)
     assert float(back.abs().max()) <= float(weight.abs().max()) * (2.001 if not symmetric else 1.001)
+
+
+@pytest.mark.parametrize("cell_mean", [True, False])
+def test_more_than_eight_bits_are_sixteen_bit_codes(cell_mean):
+    weight = gaussian(8, 24)
+    packed = Uniform(bits=12, cell_mean=cell_mean).pack(weight)
+    assert packed.parts["codes"].dtype == torch.int16
+    assert int(packed.parts["codes"].abs().max()) == 2047
+    assert float((unpack(packed) - weight).abs().max()) <= float(packed.parts["scale"].max()) * 0.501

@@ -1,4 +1,4 @@
-"""Uniform quantization: equally spaced levels, symmetric or affine, per tensor, row or group, 1 to 8 bits."""
+"""Uniform quantization: equally spaced levels, symmetric or affine, per tensor, row or group, 1 to 16 bits."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Uniform(WeightMethod):
     an entropy coder makes the uneven use of the levels cheap.
 
     Attributes:
-        bits: bits per code, 1 to 8.
+        bits: bits per code, 1 to 16, affine 1 to 8.
         symmetric: levels symmetric around zero, or affine.
         per: one scale per tensor, per row (first axis) or per group of `group` weights within a row.
         group: weights in a group; must divide the weights of a row.
@@ -60,7 +60,7 @@ class Uniform(WeightMethod):
     keeps_zeros = True
 
     def __post_init__(self) -> None:
-        check_range(NAME, "bits", self.bits, 1, 8)
+        check_range(NAME, "bits", self.bits, 1, 16 if self.symmetric else 8)
         check_range(NAME, "group", self.group, 1, 2**31)
         if self.per not in {"tensor", "row", "group"}:
             raise MethodError(f"{NAME}: no per = '{self.per}'; there are tensor, row, group")
@@ -74,7 +74,7 @@ class Uniform(WeightMethod):
             object.__setattr__(self, "needs", solvers.needs)
 
     def pack(self, weight: Tensor, stats: object = None, prior: Packed | None = None) -> Packed:
-        """Packs to parts `codes` (int8 or uint8, dense), `scale`, and `zero` and `levels` where they are used.
+        """Packs to parts `codes` (int8, int16 or uint8, dense), `scale`, and `zero` and `levels` where they are used.
 
         Raises:
             MethodError: if a weight isn't finite, the group size doesn't divide a row, or the solver lacks its data.
@@ -105,7 +105,7 @@ class Uniform(WeightMethod):
         else:
             codes = self.grid.codes(work, scale[:, None], zero[:, None])
         if self.symmetric:
-            return codes.to(torch.int8), {"scale": scale}
+            return codes.to(torch.int8 if self.bits <= 8 else torch.int16), {"scale": scale}
         return codes.to(torch.uint8), {"scale": scale, "zero": zero.to(torch.uint8)}
 
     def _steps(self, work: Tensor, stats: object) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ class Rate(RangeSolver):
     """Finds by bisection the smallest step for which the order-0 entropy of a row's codes is at most `bits`.
 
     Once codes are entropy-coded, a fine uniform grid without clipping needs fewer bits for the same squared error
-    than levels that were placed for a fixed width (Gish and Pierce 1968). Take it with many codes, `bits = 8`, and one
+    than levels that were placed for a fixed width (Gish and Pierce 1968). Take it with many codes, `bits = 12`, and one
     scale a tensor; the file's coding knows rows and columns, and ends up somewhat below the entropy. Nothing is ever
     clipped: where the codes don't reach far enough, the steps are wider and the entropy is smaller.
 

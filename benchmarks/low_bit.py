@@ -1,0 +1,197 @@
+"""MiniLM's weights in few bits, without training: bytes in the file against how far held-out embeddings move.
+
+    python benchmarks/low_bit.py                     # prints the rows, writes results/low_bit.json
+    python benchmarks/low_bit.py --scored 500        # fewer sentences, for a quick look
+
+All linear layers of the encoder (10.6 M of 22.7 M weights), calibrated on 256 sentences that aren't scored. Beside
+ours: HQQ and optimum-quanto, put into a folder of the cache by pip without what they depend on. Bits are those of these
+weights as they lie in the file, scales and all other side information included, a weight: ours of the coded streams,
+theirs of the safetensors file of what their layers hold. Each set of weights is unpacked into the same float32 module,
+so that all are scored by the same arithmetic. What a row gives is kept, so a run that was broken off goes on.
+"""
+
+import argparse
+import copy
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+import lilliput
+from lilliput.core.layers import weights
+from lilliput.core.method import WeightMethod
+from lilliput.file.artifact import Artifact
+from lilliput.file.write import sizes
+from lilliput.observe.collect import collect
+from lilliput.quantize.uniform import Uniform
+from lilliput.share.kmeans import KMeans
+from one_shot import CALIBRATION, batches, measured
+from real_data import MissingError, cache_directory, sentences
+from real_models import embed, minilm
+
+RESULTS = Path(__file__).parent / "results" / "low_bit.json"
+PEERS = ("hqq==0.2.8.post1", "optimum-quanto==0.2.7", "termcolor==3.1.0")
+GPTQ = ("7", "6", "5", "4.5", "4", "3.9", "3.5", "3", "2.5", "2")
+
+Found = tuple[dict[str, Tensor], float]
+"""Weights by name, and what they take in the file, bytes."""
+
+
+def ours(step: WeightMethod, own: dict[str, Tensor], stats: dict[str, Any]) -> Found:
+    """Packs every weight by one method."""
+    packed = {name: step.pack(weight, stats[name]) for name, weight in own.items()}
+    parts = sizes(Artifact(packed))
+    taken = sum(sum(leaf.values()) for table in ("coded", "floats") for leaf in parts[table].values())
+    return {name: lilliput.unpack(one) for name, one in packed.items()}, taken
+
+
+def fine(solver: str) -> Uniform:
+    """One scale a tensor and as many codes as its outliers take: for the entropy coder."""
+    return Uniform(bits=12, per="tensor", solver=solver)
+
+
+def peers() -> None:
+    """Puts the peers where they can be imported."""
+    home = cache_directory() / "low-bit-peers"
+    done = home / ("-".join(PEERS).replace("=", "") + ".done")
+    if not done.exists():
+        print(f"putting {', '.join(PEERS)} into {home}", file=sys.stderr)
+        command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--target"]
+        ended = subprocess.run([*command, str(home), *PEERS], capture_output=True, text=True, check=False,
+                               env={**os.environ, "DISABLE_CUDA": "1"})  # fmt: skip
+        if ended.returncode:
+            raise MissingError(f"the peers can't be installed: {(ended.stderr.strip().splitlines() or ['?'])[-1]}")
+        done.touch()
+    sys.path.append(str(home))
+
+
+def stored(tensors: dict[str, Tensor]) -> int:
+    """Bytes of a safetensors file of these tensors."""
+    return len(safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+
+
+def hqq(bits: int, group: int, axis: int) -> Callable[[dict[str, Tensor]], Found]:
+    """HQQ on the CPU, as its own defaults have it but for bits, group and axis."""
+
+    def run(own: dict[str, Tensor]) -> Found:
+        from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
+
+        found, kept = {}, {}
+        for name, weight in own.items():
+            layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+            layer.weight = nn.Parameter(weight.clone(), requires_grad=False)
+            config = BaseQuantizeConfig(nbits=bits, group_size=group, axis=axis)
+            packed = HQQLinear(layer, quant_config=config, compute_dtype=torch.float32, device="cpu")
+            found[name] = packed.dequantize().reshape(weight.shape).float()
+            for part, value in packed.state_dict().items():
+                if isinstance(value, Tensor):
+                    kept[f"{name}.{part}"] = value
+        return found, stored(kept)
+
+    return run
+
+
+def quanto(kind: str) -> Callable[[dict[str, Tensor]], Found]:
+    """optimum-quanto: `quantize`, `freeze`."""
+
+    def run(own: dict[str, Tensor]) -> Found:
+        from optimum import quanto as package
+
+        found, kept = {}, {}
+        for name, weight in own.items():
+            layer = nn.Sequential(nn.Linear(weight.shape[1], weight.shape[0], bias=False))
+            layer[0].weight = nn.Parameter(weight.clone(), requires_grad=False)
+            package.quantize(layer, weights=getattr(package, kind))
+            package.freeze(layer)
+            found[name] = layer[0].weight.dequantize().float()
+            for part, value in layer.state_dict().items():
+                if isinstance(value, Tensor) and "weight" in part:
+                    kept[f"{name}.{part}"] = value
+        return found, stored(kept)
+
+    return run
+
+
+def rows() -> dict[str, WeightMethod | Callable[[dict[str, Tensor]], Found]]:
+    """What is measured, peers and ours by turns."""
+    found: dict[str, Any] = {}
+    settings = ((8, 64, 1), (4, 64, 0), (4, 64, 1), (4, 128, 1), (3, 64, 0), (2, 64, 0), (2, 16, 0))
+    theirs = {f"HQQ {b} bits, group {g}, axis {a}": hqq(b, g, a) for b, g, a in settings}
+    theirs |= {f"optimum-quanto {kind}": quanto(kind) for kind in ("qint8", "qint4", "qint2")}
+    mine = {f"uniform, rate:{rate}+gptq": fine(f"rate:{rate}+gptq") for rate in GPTQ}
+    for (name, one), (other, two) in zip(theirs.items(), mine.items()):
+        found |= {name: one, other: two}
+    found |= {f"uniform, rate:{rate}": fine(f"rate:{rate}") for rate in ("5", "4", "3")}
+    for bits in (5, 4, 3):
+        found[f"k-means {bits} bits"] = KMeans(bits=bits)
+        found[f"k-means {bits} bits, gptq"] = KMeans(bits=bits, solver="gptq")
+    for bits in (8, 4, 3, 2):
+        found[f"uniform {bits} bits a row"] = Uniform(bits=bits)
+    for bits in (4, 3, 2):
+        for solver in ("minmax", "mse", "hqq", "mse+gptq"):
+            name = f"uniform {bits} bits, groups of 64, {solver}"
+            found[name] = Uniform(bits=bits, per="group", group=64, solver=solver)
+    return found
+
+
+def main() -> None:
+    """Runs the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scored", type=int, default=0, help="sentences; 0: all that aren't for calibration")
+    parser.add_argument("--only", default="", help="rows whose name holds this")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    peers()
+    model, tokenizer = minilm()
+    texts, labels = sentences()
+    order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(1)).tolist()
+    chosen = order[CALIBRATION:][: options.scored or None]
+    scored, classes = [texts[i] for i in chosen], torch.tensor([labels[i] for i in chosen])
+    layers = [w for w in weights(model) if w.kind == "linear" and w.name.startswith("encoder.")]
+    own = {w.name: w.parameter.detach().clone() for w in layers}
+    count = sum(weight.numel() for weight in own.values())
+    about = {
+        "command": "python benchmarks/low_bit.py" + (f" --scored {options.scored}" if options.scored else ""),
+        "torch": torch.__version__, "machine": platform.machine(), "threads": torch.get_num_threads(),
+        "peers": PEERS, "calibration": CALIBRATION, "scored": len(scored), "word pairs": 353, "weights": count,
+    }  # fmt: skip
+    known = json.loads(options.output.read_text())["rows"] if options.output.exists() else []
+    known = [row for row in known if row["scored"] == len(scored)]
+    reference = embed(model, tokenizer, scored)
+    begun = time.process_time()
+    stats = collect(model, dict.fromkeys(own, frozenset({"gram"})), batches(tokenizer, [texts[i] for i in order[:256]]))
+    about["seconds of calibration"] = round(time.process_time() - begun, 1)
+    for name, method in {"dense": None, **rows()}.items():
+        if options.only not in name or any(row["method"] == name for row in known):
+            continue
+        begun = time.process_time()
+        if method is None:
+            found, taken = own, 4.0 * count
+        else:
+            found, taken = ours(method, own, stats) if hasattr(method, "pack") else method(own)
+        row = {"method": name, "bits": 8 * taken / count, "seconds": time.process_time() - begun, "scored": len(scored)}
+        changed = copy.deepcopy(model)
+        with torch.no_grad():
+            for weight in weights(changed):
+                if weight.name in found:
+                    weight.parameter.copy_(found[weight.name])
+        known.append(row | measured(changed, tokenizer, reference, scored, classes))
+        print(json.dumps(known[-1]), flush=True)
+        options.output.write_text(json.dumps({**about, "rows": known}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except MissingError as error:
+        sys.exit(str(error))
