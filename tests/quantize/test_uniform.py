@@ -145,7 +145,9 @@ def test_groups_must_divide_a_row():
     assert len(Uniform(per="group", group=8).pack(gaussian(8, 24)).parts["scale"]) == 24
 
 
-@pytest.mark.parametrize("wrong", [{"bits": 0}, {"bits": 17}, {"bits": 9, "symmetric": False}, {"group": 0}, {"per": "rows"}])
+@pytest.mark.parametrize(
+    "wrong", [{"bits": 0}, {"bits": 17}, {"bits": 9, "symmetric": False}, {"group": 0}, {"per": "rows"}]
+)
 def test_settings_out_of_range(wrong):
     with pytest.raises(MethodError, match="quantize/uniform: "):
         Uniform(**wrong)
