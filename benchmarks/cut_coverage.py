@@ -306,13 +306,18 @@ def report(results):
         some = [name for name in names if name.startswith(family)]
         counts = [sum(by[name, tool]["works"] for name in some) for tool in TOOLS]
         print(f"| {family} | {len(some)} | " + " | ".join(f"{c} ({c / max(len(some), 1):.1%})" for c in counts) + " |")
-    both = [name for name in names if all(by[name, tool]["works"] for tool in TOOLS)]
+    # The others are too small to be timed.
+    both = [name for name in names if "pytorchcv" in name and all(by[name, tool]["works"] for tool in TOOLS)]
     for title, key, form in (("median CPU seconds", "seconds", "{:.2f}"), ("median MACs saved", "less", "{:.1%}")):
         cells = [
             form.format(statistics.median(by[name, tool][key] for name in both if key in by[name, tool]))
             for tool in TOOLS
         ]
         print(f"| {title}, where both work | {len(both)} | {cells[0]} | {cells[1]} |")
+    ratios = [by[name, TOOLS[0]]["seconds"] / by[name, TOOLS[1]]["seconds"] for name in both]
+    print(f"| median of the ratios of seconds | {len(both)} | {statistics.median(ratios):.2f} | 1 |")
+    differences = [by[name, "lilliput"].get("difference", 0.0) for name in names]
+    print(f"\nLargest difference from the zeroed network, in standard deviations of the output: {max(differences):.1e}")
     broken = [name for name in names if "error" in by[name, "lilliput"]]
     print(f"\nLilliput: {len(broken)} errors {broken}; too few MACs saved:")
     for name in names:

@@ -218,3 +218,23 @@ def test_a_trial_leaves_no_trace() -> None:
     assert trial.model.last is None
     torch.testing.assert_close(trial.run(lilliput.graph.cut.Cuts())[0], before)
     assert trial.model.a.out_features == 6
+
+
+def test_memory_that_is_let_go() -> None:
+    class Frugal(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(3, 8, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.a(x)
+            one, two = (part.contiguous() for part in x.chunk(2, 1))
+            y = torch.cat([one + self.b(two), two], 1)
+            x.data.set_()
+            return self.c(y)
+
+    torch.manual_seed(0)
+    model, x = Frugal().eval(), torch.rand(1, 3, 4, 4)
+    smaller, cuts = lilliput.cut(model, 0.5, x)
+    assert (smaller.a.out_channels, smaller.b.out_channels, smaller.c.in_channels) == (4, 2, 4)
+    torch.testing.assert_close(smaller(x), expected(model, cuts, x))

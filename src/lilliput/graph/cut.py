@@ -89,14 +89,37 @@ def apply_cuts(model: nn.Module, cuts: Cuts) -> None:
     changes = [(_holder_of(model, size), size) for size in cuts.sizes]
     for skip in cuts.blocks:
         put_skip(model, skip)
+    # Tied weights stay tied, under all their names and in all modules that share them.
     for key, value in made.items():
-        # Tied weights stay tied, under all their names and in all modules that share them.
         for alias in names[key]:
-            owner, _, leaf = alias.rpartition(".")
-            holder = modules[owner]
-            table: dict[str, Any] = holder._parameters if leaf in holder._parameters else holder._buffers
-            table[leaf] = value
+            _put(modules, alias, value)
     _follow(modules, cuts, changes, [names[key] for key in made])
+
+
+def _put(modules: Mapping[str, nn.Module], name: str, value: Tensor) -> None:
+    owner, _, leaf = name.rpartition(".")
+    holder = modules[owner]
+    table: dict[str, Any] = holder._parameters if leaf in holder._parameters else holder._buffers
+    table[leaf] = value
+
+
+def put_values(model: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Puts tensors, without copying them, in place of parameters and buffers of their shapes.
+
+    Args:
+        model: any module, changed in place.
+        values: by name; what is tied to that name is replaced with it.
+    """
+    state = state_of(model)
+    found = {id(state[name]): value for name, value in values.items()}
+    modules = dict(model.named_modules(remove_duplicate=False))
+    made: dict[int, Tensor] = {}
+    for name, old in state.items():
+        value = found.get(id(old))
+        if value is not None:
+            if id(old) not in made:
+                made[id(old)] = nn.Parameter(value, old.requires_grad) if isinstance(old, nn.Parameter) else value
+            _put(modules, name, made[id(old)])
 
 
 def smaller_copy(model: nn.Module, cuts: Cuts) -> nn.Module:

@@ -225,7 +225,8 @@ def _groups(
     # The set of axes in which a class occurs, as a sum of one random number for each.
     codes = np.random.default_rng(0).integers(0, 2**63, len(axes), dtype=np.uint64)
     _, kinds = _numbered(np.add.reduceat(codes[pairs % len(axes)], starts))
-    entry = np.lexsort((indices, dense, numbers, kinds[dense]))
+    # By kind, axis, class and index; along each axis the indices ascend already.
+    entry = np.argsort((kinds[dense] * len(axes) + numbers) * len(unique) + dense, kind="stable")
     numbers, indices, dense = numbers[entry], indices[entry], dense[entry]
     kind_of = kinds[dense]
     breaks = np.flatnonzero((np.diff(kind_of) != 0) | (np.diff(numbers) != 0)) + 1

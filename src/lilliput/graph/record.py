@@ -210,6 +210,11 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def write(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         """In place: what the functional twin gives, for all that see the same memory."""
         target = args[0] if args else None
+        if name == "set_" and len(args) == 1:
+            # It lets go of its memory, which nothing else notices.
+            func(*args)
+            self.put(args[0], self.emit("emptied", (), {}, args[0]))
+            return target
         twin = name.removesuffix("_")
         full = _RENAMED.get(twin) or f"aten.{twin}.{func._overloadname}"
         if twin == name or full not in operators() or not isinstance(target, Tensor):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lilliput.core.cut import Cut
-from lilliput.graph.cut import Cuts, apply_cuts, kept_of, state_of
+from lilliput.graph.cut import Cuts, apply_cuts, kept_of, put_values, state_of
 from lilliput.graph.duplicate import copied
 from lilliput.graph.structure import tensors_in
 
@@ -113,8 +113,12 @@ class Trial:
         values: dict[str, Tensor] = {}
         for one in sorted(cuts.cuts, key=lambda one: -one.axis):
             if state[one.parameter].is_floating_point():
-                values[one.parameter] = _masked(values.get(one.parameter, state[one.parameter]), one)
-        return self.run(Cuts((), values))
+                values[one.parameter] = _masked(state[one.parameter], one, values.get(one.parameter))
+        try:
+            put_values(self.model, values)
+            return run(self.model, self.example)
+        finally:
+            self.restore()
 
     def restore(self) -> None:
         """Takes back what was changed."""
@@ -126,10 +130,12 @@ class Trial:
                 own[name].update(table)
 
 
-def _masked(value: Tensor, cut: Cut) -> Tensor:
+def _masked(value: Tensor, cut: Cut, masked: Tensor | None) -> Tensor:
+    """Zeros in place of what a cut removes, in a copy or in what is one already."""
     kept = kept_of(cut)
     if cut.axis:
         shape = [-1 if d == cut.axis else 1 for d in range(value.dim())]
-        return value.detach() * torch.from_numpy(kept).to(value).reshape(shape)
+        factors = torch.from_numpy(kept).to(value).reshape(shape)
+        return value.detach() * factors if masked is None else masked.mul_(factors)
     gone = torch.from_numpy(np.flatnonzero(~kept)).to(value.device)
-    return value.detach().index_fill(0, gone, 0.0)
+    return (value.detach().clone() if masked is None else masked).index_fill_(0, gone, 0.0)
