@@ -37,7 +37,7 @@ COMPRESS = [
     ("{net}:build", ("-r", "pattern.toml"), 1, "fits no weight; there is 4.weight"),
     ("{net}:build", ("-r", "method.toml"), 1, "pattern"),
     ("{net}:build", ("-r", "setting.toml"), 1, "rule[0].steps[0].bitss: unknown; there is bits"),
-    ("{net}:build", ("-r", "value.toml"), 1, "bits = 99 is outside 1 .. 8"),
+    ("{net}:build", ("-r", "value.toml"), 1, "bits = 99 is outside 1 .. 16"),
     (
         "{net}:build",
         ("-r", "group.toml"),
