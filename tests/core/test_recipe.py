@@ -94,7 +94,7 @@ def step(text):
         (step('method = "quantize/uniform", bits = "4"'), r"steps\[0\]: quantize/uniform: Expected `int`, got `str`"),
         (step('method = "quantize/uniform", bits = 4.5'), "Expected `int`, got `float`"),
         (step('method = "quantize/uniform", bits = true'), "Expected `int`, got `bool`"),
-        (step('method = "quantize/uniform", bits = 9'), r"bits = 17 is outside 1 \.\. 16"),
+        (step('method = "quantize/uniform", bits = 17'), r"bits = 17 is outside 1 \.\. 16"),
         (step('method = "quantize/uniform", per = "rows"'), "Invalid enum value 'rows'"),
         (step('method = "prune/magnitude", sparsity = nan'), "sparsity = nan is outside"),
         (step('method = "prune/magnitude", sparsity = 1'), "is outside 0 .. 1"),
