@@ -15,7 +15,7 @@ $(VENV)/bin/pip:
 	$(BIN)/pip install --quiet --upgrade pip
 
 # Editable: the sources are used as they stand; only C++ changes need building again.
-$(VENV)/installed: $(VENV)/bin/pip pyproject.toml CMakeLists.txt $(wildcard src/cpp/*)
+$(VENV)/installed: $(VENV)/bin/pip pyproject.toml CMakeLists.txt $(wildcard src/cpp/* src/cpp/kernels/*)
 	$(BIN)/pip install --quiet "$(TORCH)"
 	$(BIN)/pip install --quiet --editable .
 	@touch $@

@@ -29,7 +29,7 @@ def pack_bits(signs: Tensor) -> Tensor:
     """
     bits = functional.pad((signs > 0).long(), (0, -signs.shape[-1] % WORD))
     weights = torch.bitwise_left_shift(torch.ones(WORD, dtype=torch.int64), torch.arange(WORD))
-    return (bits.reshape(*bits.shape[:-1], -1, WORD) * weights).sum(-1)
+    return (bits.reshape(*bits.shape[:-1], bits.shape[-1] // WORD, WORD) * weights).sum(-1)
 
 
 @cache
@@ -43,7 +43,7 @@ def bit_count(words: Tensor) -> Tensor:
     >>> bit_count(torch.tensor([[-1, 3]])).tolist()
     [66]
     """
-    return _counts()[words.contiguous().view(torch.uint8).long()].sum(-1)
+    return _counts()[(words[..., None] >> torch.arange(0, WORD, 8)) & 255].sum((-2, -1))
 
 
 def products(x: Tensor, weight: Tensor, n: int, valid: Tensor | None = None) -> Tensor:

@@ -1,0 +1,161 @@
+"""Compiled kernels: which variant this CPU runs, how tensors reach it, and operators of `torch.library` around it."""
+
+from __future__ import annotations
+
+import functools
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from lilliput.core import native
+from lilliput.core.errors import LilliputWarning, MethodError
+
+VARIANTS = ("reference", "generic", "avx2", "avx512")
+"""Slowest first; `reference` is plain torch. LILLIPUT_CPU names one: the best up to there that the CPU has is used."""
+
+_DTYPES = {
+    "B": (torch.uint8, torch.bool),
+    "b": (torch.int8,),
+    "H": (torch.int16, torch.uint16, torch.bfloat16, torch.float16),
+    "h": (torch.int16,),
+    "I": (torch.int32, torch.uint32),
+    "i": (torch.int32,),
+    "Q": (torch.int64, torch.uint64),
+    "q": (torch.int64,),
+    "f": (torch.float32,),
+    "d": (torch.float64,),
+}
+
+F = TypeVar("F", bound=Callable[..., Any])
+Found = tuple[Any, tuple[tuple[torch.dtype, ...] | None, ...]]
+
+_state: dict[str, str] = {}
+_found: dict[str, Found | None] = {}
+_operators: dict[str, Callable[..., Any]] = {}
+_library: Any = torch.library.Library("lilliput", "FRAGMENT")  # type: ignore[no-untyped-call]
+
+
+def variants() -> tuple[str, ...]:
+    """Returns what can run here, slowest first; only `reference` where no extension was built.
+
+    >>> variants()[0]
+    'reference'
+    """
+    module = native.extension(native.LARGE, "running compressed layers")
+    if module is None:
+        return VARIANTS[:1]
+    built = {isa for _, isa, _ in module.kernels()}
+    return tuple(v for v in VARIANTS if v == "reference" or (v in built and module.has_isa(v)))
+
+
+def variant() -> str:
+    """Returns the variant that is used: the best, or the best up to what LILLIPUT_CPU names."""
+    if "variant" not in _state:
+        asked = os.environ.get("LILLIPUT_CPU", "") or VARIANTS[-1]
+        if asked not in VARIANTS:
+            warnings.warn(f"LILLIPUT_CPU={asked} is none of {', '.join(VARIANTS)}", LilliputWarning, stacklevel=2)
+            asked = VARIANTS[-1]
+        _state["variant"] = [v for v in variants() if VARIANTS.index(v) <= VARIANTS.index(asked)][-1]
+    return _state["variant"]
+
+
+@contextmanager
+def using(name: str) -> Iterator[None]:
+    """Uses one variant for a while, in all threads: for tests and benchmarks.
+
+    Raises:
+        MethodError: it can't run here.
+    """
+    if name not in variants():
+        raise MethodError(f"kernels for {name} can't run here, only {', '.join(variants())}")
+    before = variant()
+    _state["variant"] = name
+    _found.clear()
+    try:
+        yield
+    finally:
+        _state["variant"] = before
+        _found.clear()
+
+
+def run(name: str, *arguments: Tensor | int | float | None) -> bool:
+    """Runs a compiled kernel, if there is one for this CPU; its threads are those of `torch.set_num_threads`.
+
+    Args:
+        name: of the function that LILLIPUT_KERNEL registered.
+        arguments: in the function's order: tensors for pointers (contiguous, on the CPU, of the pointer's type; None
+            for a null pointer), numbers for numbers. Shapes are the caller's to check.
+
+    Returns:
+        Whether it ran; False where the caller's reference has to do it.
+
+    Raises:
+        MethodError: a tensor of another type, not contiguous or on another device.
+    """
+    found = _found[name] if name in _found else _find(name)
+    if found is None:
+        return False
+    kernel, types = found
+    passed: list[Any] = []
+    for dtypes, value in zip(types, arguments):
+        if not isinstance(value, Tensor):
+            passed.append(value)
+            continue
+        if dtypes is None or value.dtype not in dtypes or not value.is_contiguous() or not value.is_cpu:
+            raise MethodError(
+                f"{name}: argument {len(passed)} is {value.dtype} on {value.device}, "
+                f"{'' if value.is_contiguous() else 'not '}contiguous; needs {dtypes or 'a number'}, contiguous on CPU"
+            )
+        passed.append(value.data_ptr())
+    kernel(torch.get_num_threads(), *passed)
+    return True
+
+
+def _find(name: str) -> Found | None:
+    own = variant()
+    module = native.extension()
+    kernel = None if module is None or own == "reference" else module.kernel(name, own)
+    if kernel is None:
+        _found[name] = None
+        return None
+    text: str = kernel.signature
+    types = tuple(None if text[i] == "." else _DTYPES[text[i + 1]] for i in range(0, len(text), 2))
+    _found[name] = (kernel, types)
+    return _found[name]
+
+
+def operator(fake: Callable[..., Any]) -> Callable[[F], F]:
+    """Makes a function the operator `torch.ops.lilliput.<name>`, which torch exports and compiles whole.
+
+    The decorated function checks its arguments, runs a kernel with `run` and does the same in plain torch where that
+    returns False. It is registered for every device, without gradients: these layers run, they don't train.
+
+    Args:
+        fake: takes the same arguments and returns empty tensors of the right shape, dtype and strides.
+    """
+
+    def register(function: F) -> F:
+        name = function.__name__
+        _library.define(name + torch.library.infer_schema(function, mutates_args=()))
+        _library.impl(name, function, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"lilliput::{name}", fake, lib=_library)
+        overload = getattr(torch.ops.lilliput, name).default
+        _operators[name] = overload
+
+        @functools.wraps(function)
+        def call(*arguments: Any, **named: Any) -> Any:
+            return overload(*arguments, **named)
+
+        return cast(F, call)
+
+    return register
+
+
+def operators() -> dict[str, Callable[..., Any]]:
+    """Returns the operators of the modules imported so far, by name."""
+    return dict(_operators)
