@@ -7,6 +7,7 @@ import pytest
 from lilliput.core.method import find_path, methods
 from lilliput.testing import (
     activation_quantizer,
+    convolution,
     criterion,
     feature_loss,
     gradient_hook,
@@ -33,6 +34,7 @@ SUITES = {
     "network": network,
     "gradient hook": gradient_hook,
     "precision": precision,
+    "convolution": convolution,
 }
 CASES = [
     pytest.param(m.path, law, id=f"{m.path}-{law.__name__}")

@@ -35,6 +35,7 @@ FAMILIES = (
     "train/low_precision",
     "graph",
     "coding",
+    "convolution",
     "run",
 )
 
@@ -57,6 +58,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "precision": ("value", "error", "slope", "weight"),
     "graph pass": ("rewrite",),
     "coding": ("encode", "decode"),
+    "convolution": ("prepare", "run", "cost"),
     "range solver": ("span",),
     "rounding solver": ("settle",),
     "engine": ("load",),

@@ -1,0 +1,205 @@
+"""Winograd's convolution F(2, 3), F(4, 3) and F(6, 3) for kernels of 3 x 3, blocks of tiles in a small workspace."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lilliput.core.errors import MethodError
+from lilliput.core.kernel import operator, run
+from lilliput.core.packed import Packed, unpack
+from lilliput.graph.ir import Node
+from lilliput.graph.layers import arguments_of, layer_of
+from lilliput.kernels import tiles
+from lilliput.kernels.geometry import checked, numbers
+
+PANEL = 16
+"""Filters that lie side by side in a prepared weight."""
+
+OUTPUTS = (2, 4, 6)
+"""Edges of a tile that there are kernels for."""
+
+LEAST, MOST = 3 << 18, 6 << 20
+"""Bytes of workspace: enough for the products to be long, few enough for a cache."""
+
+CHANNELS = 32
+"""Channels and filters from which the products outweigh the transforms."""
+
+
+def prepare(weight: Tensor, output: int) -> Tensor:
+    """Transforms a weight and lays it out for the kernels: 16 filters side by side.
+
+    Args:
+        weight: (filters, channels, 3, 3), floating-point.
+        output: edge of a tile: 2, 4 or 6.
+
+    Returns:
+        ((output + 2)^2, ceil(filters / 16), channels, 16), float32.
+
+    >>> prepare(torch.ones(20, 3, 3, 3), 4).shape
+    torch.Size([36, 2, 3, 16])
+    """
+    wide = tiles.transformed(weight.float(), output).flatten(0, 1)
+    wide = functional.pad(wide, (0, 0, 0, -wide.shape[1] % PANEL))
+    return wide.reshape(len(wide), -1, PANEL, wide.shape[2]).transpose(2, 3).contiguous()
+
+
+def restored(weight: Tensor, filters: int) -> Tensor:
+    """Returns G g G^T, (output + 2, output + 2, filters, channels), of a prepared weight."""
+    edge = round(len(weight) ** 0.5)
+    rows = weight.transpose(2, 3).flatten(1, 2)[:, :filters]
+    return rows.reshape(edge, edge, filters, -1)
+
+
+@dataclass(frozen=True)
+class Block:
+    """How the workspace is laid out.
+
+    Attributes:
+        tiles: that are worked on at a time.
+        into: floats of a tile's channels at a place.
+        out: floats of a tile's filters at a place.
+        floats: of it all.
+    """
+
+    tiles: int
+    into: int
+    out: int
+    floats: int
+
+
+def block_of(total: int, channels: int, filters: int, output: int) -> Block:
+    """Returns the workspace for a layer: a sixth of the transformed weights, within bounds, and what it holds.
+
+    Weights are read from memory once for each block, so that large ones want large blocks.
+
+    Args:
+        total: tiles of the whole batch.
+        channels: that go in.
+        filters: that come out.
+        output: edge of a tile.
+
+    >>> block_of(196, 256, 256, 4).floats * 4 <= MOST
+    True
+    """
+    places = (output + 2) ** 2
+    into, out = _row(channels), _row(filters)
+    room = min(MOST, max(LEAST, places * channels * filters * 4 // 6))
+    count = min(max(PANEL, room // (places * (into + out) * 4)), max(total, PANEL))
+    return Block(count, into, out, places * count * (into + out))
+
+
+def _row(count: int) -> int:
+    """Floats of a row: whole vectors, and no multiple of 1 KB, since such rows would share few sets of the cache."""
+    whole = count + -count % PANEL
+    return whole + PANEL if whole % 256 == 0 else whole
+
+
+def _shape(
+    x: Tensor, weight: Tensor, bias: Tensor | None, filters: int, output: int, padding: list[int], rectify: bool
+) -> Tensor:
+    return x.new_empty((len(x), filters, x.shape[2] + 2 * padding[0] - 2, x.shape[3] + 2 * padding[1] - 2))
+
+
+@operator(_shape)
+def winograd(
+    x: Tensor, weight: Tensor, bias: Tensor | None, filters: int, output: int, padding: list[int], rectify: bool
+) -> Tensor:
+    """Computes a 3 x 3 convolution of stride 1 by F(output x output, 3 x 3) (Lavin & Gray 2015, arXiv 1509.09308).
+
+    Args:
+        x: (batch, channels, height, width), float32.
+        weight: by `prepare`, for the same output.
+        bias: (filters,), float32, or None.
+        filters: that come out.
+        output: edge of a tile: 2, 4 or 6.
+        padding: down and across.
+        rectify: whether max(0, y) is returned instead of y.
+
+    Returns:
+        (batch, filters, height + 2 padding - 2, width + 2 padding - 2).
+
+    Raises:
+        MethodError: shapes or types that don't fit.
+
+    >>> weight = prepare(torch.ones(1, 1, 3, 3), 2)
+    >>> winograd(torch.ones(1, 1, 3, 3), weight, None, 1, 2, [0, 0], False).item()
+    9.0
+    """
+    places, panels = (output + 2) ** 2, (filters + PANEL - 1) // PANEL
+    if output not in OUTPUTS or len(padding) != 2 or min(padding) < 0 or filters < 1:
+        raise MethodError(f"winograd: outputs of {OUTPUTS} and a padding down and across, not {output} and {padding}")
+    checked("winograd", x, weight, None, 1)
+    if weight.shape != (places, panels, x.shape[1], PANEL):
+        raise MethodError(
+            f"winograd: a weight of {tuple(weight.shape)} isn't one of {filters} filters, {x.shape[1]} channels"
+        )
+    if bias is not None and (bias.dtype != torch.float32 or bias.shape != (filters,)):
+        raise MethodError(f"winograd: a bias of {tuple(bias.shape)} {bias.dtype}, not of {filters} float32")
+    y = _shape(x, weight, bias, filters, output, padding, rectify)
+    batch, channels, height, width = x.shape
+    if min(y.shape) < 1:
+        raise MethodError(f"winograd: an input of {tuple(x.shape)} with padding {padding} has no output")
+    total = batch * -(-y.shape[2] // output) * -(-y.shape[3] // output)
+    block = block_of(total, channels, filters, output)
+    sizes = numbers(
+        *(batch, channels, filters, height, width, *padding, channels * height * width, y[0].numel()),
+        *(block.tiles, block.into, block.out),
+    )
+    work = x.new_empty(block.floats)
+    if run("winograd", x.contiguous(), weight, bias, y, work, sizes, output, int(rectify)):
+        return y
+    y = tiles.correlate(x, restored(weight, filters), output, 3, (padding[0], padding[1]))
+    y = y if bias is None else y.add_(bias[:, None, None])
+    return y.relu_() if rectify else y
+
+
+class WinogradConvolution(nn.Module):
+    """A dense 3 x 3 convolution of a graph by F(4 x 4, 3 x 3); see `found`.
+
+    Args:
+        weight: (filters, channels, 3, 3).
+        padding: down and across.
+    """
+
+    kind = "Winograd F(4, 3)"
+    tolerance = 1e-4
+    weight: Tensor
+
+    def __init__(self, weight: Tensor, padding: tuple[int, int]) -> None:
+        super().__init__()
+        self.filters, self.padding = len(weight), list(padding)
+        self.register_buffer("weight", prepare(weight, 4), persistent=False)
+
+    def forward(self, x: Tensor, bias: Tensor | None = None, rectify: bool = False) -> Tensor:
+        """Returns the convolution, with max(0, y) for y if `rectify`."""
+        found: Tensor = winograd(x, self.weight, bias, self.filters, 4, self.padding, rectify)
+        return found
+
+
+def serves(packed: Packed, node: Node) -> nn.Module | None:
+    """Returns the module for a dense 3 x 3 convolution of stride 1 with enough channels, whatever form its weight has.
+
+    See `kernels.found`.
+    """
+    shape, layer = packed.shape, layer_of(node)
+    if layer is None or layer.kind != "convolution" or layer.groups != 1 or len(shape) != 4:
+        return None
+    if tuple(shape[2:]) != (3, 3) or min(shape[:2]) < CHANNELS:
+        return None
+    bound = arguments_of(node)
+    if _two(bound["stride"]) != (1, 1) or _two(bound["dilation"]) != (1, 1):
+        return None
+    padding = {"valid": (0, 0), "same": (1, 1)}.get(bound["padding"]) if isinstance(bound["padding"], str) else (
+        _two(bound["padding"]))  # fmt: skip
+    return None if padding is None else WinogradConvolution(unpack(packed).float(), padding)
+
+
+def _two(value: object) -> tuple[int, int] | None:
+    items = value if isinstance(value, tuple | list) else (value,)
+    if not all(isinstance(item, int) for item in items) or len(items) not in (1, 2):
+        return None
+    return int(items[0]), int(items[-1])
