@@ -166,7 +166,7 @@ class WinogradConvolution(nn.Module):
     """
 
     kind = "Winograd F(4, 3)"
-    tolerance = 1e-4
+    tolerance = 2e-5
     weight: Tensor
 
     def __init__(self, weight: Tensor, padding: tuple[int, int]) -> None:
