@@ -54,7 +54,7 @@ def test_a_trained_network_runs_in_integers():
         if norm is not None:
             bits = binary.fold(norm, len(weight), n)(y)
     with torch.no_grad():
-        assert torch.equal(lilliput.load(artifact)(x), model(x))
+        assert torch.equal(lilliput.load(artifact, engine="dense")(x), model(x))
         assert torch.equal(y.float(), model(x))
 
 
@@ -76,4 +76,4 @@ def test_with_shift_norm_too():
     assert losses[-1] < losses[0]
     model.eval()
     with torch.no_grad():
-        assert torch.equal(lilliput.load(lilliput.pack(model))(x), model(x))
+        assert torch.equal(lilliput.load(lilliput.pack(model), engine="dense")(x), model(x))

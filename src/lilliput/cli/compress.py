@@ -52,7 +52,9 @@ def write(network: Any, recipe: Any, output: Path, *, example: Any, batches: Any
     if metric is not None:
         with terminal.working("evaluating"):
             before = metric(network)
-            net = load(artifact) if artifact.graph is not None else fill(copy.deepcopy(network), artifact)
+            net = (
+                load(artifact, engine="dense") if artifact.graph is not None else fill(copy.deepcopy(network), artifact)
+            )
             artifact = record(artifact, before=before, after=metric(net))
     with terminal.working("writing"):
         artifact.save(output)

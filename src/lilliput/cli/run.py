@@ -19,7 +19,7 @@ def run(
     output: Annotated[
         Path | None, Parameter(name=["--output", "-o"], help="Write the outputs: .npz, or .safetensors.")
     ] = None,
-    engine: Annotated[str, Parameter(help="What runs the graph; see lilliput list run.")] = "dense",
+    engine: Annotated[str, Parameter(help="What runs the graph; see lilliput list run.")] = "native",
     json: parameters.Json = False,
 ) -> None:
     """Run a file on an input: random numbers of a shape, or arrays from a file.

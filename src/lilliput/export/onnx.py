@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import onnx
@@ -26,7 +26,10 @@ for _module in ("elementwise", "shaping", "reducing", "layers", "recurrent"):
 
 
 def to_onnx(
-    graph: Graph, tensors: Mapping[str, Tensor], packed: Mapping[str, Packed | Tensor] | None = None
+    graph: Graph,
+    tensors: Mapping[str, Tensor],
+    packed: Mapping[str, Packed | Tensor] | None = None,
+    infos: Sequence[Any] | None = None,
 ) -> onnx.ModelProto:
     """Translates a graph, open sizes included.
 
@@ -39,6 +42,7 @@ def to_onnx(
         graph: any graph.
         tensors: what it uses, by name.
         packed: its weights as an artifact holds them, by name.
+        infos: of its nodes, where they are known.
 
     Returns:
         A model of opset 20. Inputs have the graph's names; outputs are `output_0`, `output_1`, ... in the order of the
@@ -62,7 +66,7 @@ def to_onnx(
     if missing:
         raise Unsupported(f"no counterpart in ONNX for {', '.join(missing[:5])}")
     coded, levels = coded_layers(graph, packed or {}, levels_in(graph))
-    writer = Writer(graph, tensors, infos_of(graph, tensors), coded)
+    writer = Writer(graph, tensors, infos_of(graph, tensors) if infos is None else infos, coded)
     for index, (node, info) in enumerate(zip(graph.nodes, writer.infos)):
         if index in levels and info.dtype == torch.float32:
             writer.put(levels[index])

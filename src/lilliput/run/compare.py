@@ -92,7 +92,7 @@ class _Sums:
 def compare(artifact: Artifact, model: nn.Module, data: Iterable[Any] | None = None) -> Comparison:
     """Compares a compressed network with the one that it was made of.
 
-    The compressed network runs as `load` gives it, without its class if the file holds a graph.
+    The compressed network runs in the `dense` engine, without its class if the file holds a graph.
 
     Args:
         artifact: the compressed network.
@@ -122,7 +122,7 @@ def compare(artifact: Artifact, model: nn.Module, data: Iterable[Any] | None = N
     errors = _weight_errors(original, twin, cut(artifact, original))
     outputs = None
     if data is not None:
-        compressed = load(artifact) if artifact.graph is not None else twin
+        compressed = load(artifact, engine="dense") if artifact.graph is not None else twin
         outputs, own, total = _run(original, twin, compressed, data)
         errors = [_with_outputs(error, weight, own, total) for weight, error in zip(weights(original), errors)]
     shown = [error for error in errors if error.kind != "vector" or error.weight]

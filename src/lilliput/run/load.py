@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from os import PathLike
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,7 +18,9 @@ from lilliput.graph.cut import Cuts, apply_cuts, beyond, note_cuts, noted_cuts
 from lilliput.train.quantizer import layer_at, place, remove
 
 
-def load(path: str | PathLike[str] | Artifact, *, into: nn.Module | None = None, engine: str = "dense") -> nn.Module:
+def load(
+    path: str | PathLike[str] | Artifact, *, into: nn.Module | None = None, engine: str | Any = "native"
+) -> nn.Module:
     """Loads a file written by `Artifact.save`.
 
     Without `into` the network runs from the embedded graph: the model's class isn't needed. The file is only data:
@@ -27,7 +30,9 @@ def load(path: str | PathLike[str] | Artifact, *, into: nn.Module | None = None,
         path: the file, or an artifact in memory.
         into: a model of the user's class, whose parameters and buffers are overwritten; its structure is cut first
             where the file's network is smaller.
-        engine: what runs the graph; see `lilliput list run`.
+        engine: what runs the graph, by name (see `lilliput list run`) or with settings, as
+            `run.native.Native(timed=False)`. `"native"` takes the fastest way that it finds; `"dense"` is plain
+            PyTorch, bit for bit what the compressed model computes.
 
     Returns:
         A module in eval mode, or `into` itself.
@@ -38,7 +43,8 @@ def load(path: str | PathLike[str] | Artifact, *, into: nn.Module | None = None,
     """
     artifact = path if isinstance(path, Artifact) else read(path)
     if into is None:
-        module: nn.Module = find("run", engine)().load(artifact)
+        made = find("run", engine)() if isinstance(engine, str) else engine
+        module: nn.Module = made.load(artifact)
         return module
     return fill(into, artifact)
 

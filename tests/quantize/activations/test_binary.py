@@ -68,7 +68,7 @@ def test_an_xnor_layer_is_the_paper_s_product():
         expected = whole * k * scale[:, None, None] + model[0].bias[:, None, None]
     assert torch.allclose(seen.double(), expected, atol=1e-5)
     artifact = lilliput.pack(model)
-    assert torch.equal(lilliput.load(artifact)(x), seen)
+    assert torch.equal(lilliput.load(artifact, engine="dense")(x), seen)
     assert torch.equal(lilliput.load(artifact, into=nn.Sequential(nn.Conv2d(3, 5, 3, padding=1)))(x), seen)
 
 
@@ -118,4 +118,4 @@ def test_a_network_of_xnor_blocks_trains_and_is_saved():
     assert losses[-1] < 0.7 * losses[0]
     model.eval()
     with torch.no_grad():
-        assert torch.equal(lilliput.load(lilliput.pack(model))(x), model(x))
+        assert torch.equal(lilliput.load(lilliput.pack(model), engine="dense")(x), model(x))

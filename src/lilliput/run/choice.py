@@ -1,0 +1,414 @@
+"""Which way each layer of an artifact runs fastest: kernels, ONNX Runtime and torch measured against one another."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lilliput.core.errors import LilliputError, MethodError, NotInstalled
+from lilliput.core.packed import Packed
+from lilliput.export.quantized import coded_layers, levels_in
+from lilliput.export.sizes import infos_of
+from lilliput.file.artifact import Artifact
+from lilliput.graph.factors import Factored, factored
+from lilliput.graph.ir import Graph, InputRef, NodeRef, Ref, map_node, map_refs
+from lilliput.graph.layers import layer_of
+from lilliput.graph.program import Program
+from lilliput.kernels.found import TOLERANCE, serving
+from lilliput.run.clock import race
+from lilliput.run.line import Line, Part, in_kernel, in_onnx, in_torch
+from lilliput.run.pieces import Piece, pieces_of
+
+LENGTH = 64
+"""An open size that is no batch is this while layers are timed, if it may be."""
+
+GAIN = 1.03
+"""A compressed network that isn't faster than this many times the uncompressed one has no gain."""
+
+ONNX, TORCH = "ONNX Runtime", "torch"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """How one layer runs.
+
+    Attributes:
+        name: of its weight.
+        by: what runs it, in words.
+        seconds: of the layer by a kernel, alone; None where no kernel serves it.
+        beside: of the same layer with floats in ONNX Runtime or torch.
+    """
+
+    name: str
+    by: str
+    seconds: float | None = None
+    beside: float | None = None
+
+    def __str__(self) -> str:
+        if self.seconds is None or self.beside is None:
+            return f"{self.name}: {self.by}"
+        return f"{self.name}: {self.by}, {self.seconds * 1e6:.0f} µs (floats: {self.beside * 1e6:.0f} µs)"
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """How a network runs.
+
+    Attributes:
+        line: runs it; None: as the dense engine does.
+        layers: each layer.
+        seconds: median latency of the ways that were measured, by name.
+        way: the one that was chosen.
+        notes: what isn't as it could be.
+    """
+
+    line: Line | None
+    layers: tuple[Layer, ...]
+    seconds: Mapping[str, float]
+    way: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def gain(self) -> float | None:
+        """How many times as fast as the same network uncompressed in ONNX Runtime; None where that wasn't measured."""
+        if "uncompressed" not in self.seconds or self.way not in self.seconds:
+            return None
+        return self.seconds["uncompressed"] / self.seconds[self.way]
+
+
+@dataclass(eq=False)
+class Chooser:
+    """Builds the ways of running an artifact, and chooses.
+
+    Attributes:
+        artifact: with a graph.
+        timed: measure; else each layer that a kernel serves goes to the first that does.
+        tolerance: kernels that state a larger error are left out.
+    """
+
+    artifact: Artifact
+    timed: bool = True
+    tolerance: float = 0.01
+
+    def __post_init__(self) -> None:
+        assert self.artifact.graph is not None
+        self.whole: Graph = self.artifact.graph
+        self.notes: list[str] = []
+
+    @cached_property
+    def found(self) -> Factored:
+        """The graph with chains in the place of factorized layers."""
+        return factored(self.whole, self.artifact.weights)
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """All weights, unpacked, and factors."""
+        state = {name: self.artifact.weight(name) for name in self.artifact.weights}
+        return {**state, **self.found.tensors, **self.artifact.constants}
+
+    @cached_property
+    def infos(self) -> list[Any]:
+        """Of the graph's nodes."""
+        return infos_of(self.found.graph, self.tensors)
+
+    @cached_property
+    def example(self) -> list[Tensor]:
+        """One input: a batch of one."""
+        return example_inputs(self.whole)
+
+    def choose(self) -> Chosen:
+        """Returns the fastest way that gives what the dense engine gives."""
+        if not _installed():
+            self.notes.append(
+                "ONNX Runtime isn't installed, so that what no kernel serves runs in plain torch, some two times "
+                "slower: pip install 'lilliput[onnx]'"
+            )
+        kernels = self.kernels()
+        ways: dict[str, Callable[[], Line]] = {TORCH: lambda: self.line({}, TORCH)}
+        if _installed():
+            ways[ONNX] = lambda: self.line({}, ONNX)
+        if kernels:
+            ways["kernels"] = lambda: self.line(kernels, ONNX if _installed() else TORCH)
+        if not self.timed:
+            way = next(name for name in ("kernels", ONNX, TORCH) if name in ways)
+            return Chosen(ways[way](), self.layers(way, kernels), {}, way, tuple(self.notes))
+        if _installed() and self.rewritten:
+            ways["floats"] = lambda: Line(self.whole, self.plain(self.whole), self.tensors)
+        lines = {name: make() for name, make in ways.items()}
+        calls = {name: self.of(line) for name, line in lines.items()}
+        same = "floats" if self.rewritten else ONNX
+        if _installed() and levels_in(self.whole):
+            stripped = without_levels(self.whole)
+            calls["uncompressed"] = self.of(Line(stripped, self.plain(stripped), self.tensors))
+        seconds = race(calls)
+        if _installed():
+            # Without levels the same network with floats is the uncompressed one.
+            seconds.setdefault("uncompressed", seconds[same])
+        way = min(lines, key=seconds.__getitem__)
+        made = Chosen(lines[way], self.layers(way, kernels), seconds, way, tuple(self.notes))
+        if made.gain is not None and self.differs and made.gain < GAIN:
+            words = f"no gain: {made.gain:.2f} times the speed of the uncompressed network in ONNX Runtime"
+            made = Chosen(made.line, made.layers, seconds, way, (*self.notes, words))
+        return made
+
+    @property
+    def differs(self) -> bool:
+        """Whether anything here is compressed."""
+        return any(isinstance(weight, Packed) for weight in self.artifact.weights.values())
+
+    @cached_property
+    def coded(self) -> Mapping[str, Any]:
+        """The weights that ONNX Runtime gets as integers."""
+        return coded_layers(self.found.graph, self.artifact.weights, levels_in(self.found.graph))[0]
+
+    @property
+    def rewritten(self) -> bool:
+        """Whether ONNX Runtime gets another network than one of floats."""
+        return bool(self.found.replaced or self.coded)
+
+    def of(self, line: Line) -> Callable[[], Any]:
+        """A call of a line on the example."""
+        return lambda: line(self.example)
+
+    def kernels(self) -> dict[int, Kernel]:
+        """Finds for each layer the fastest kernel that serves it and is faster than floats."""
+        graph, offers = self.found.graph, {}
+        for index, node in enumerate(graph.nodes):
+            layer = layer_of(node)
+            packed = None if layer is None else self.artifact.weights.get(layer.weight)
+            if layer is None or not isinstance(packed, Packed) or layer.weight in self.found.replaced:
+                continue
+            inputs = self.artifact.quantizers.get(layer.name)
+            made = [(name, module.eval()) for name, module in serving(packed, node, inputs)]
+            if made:
+                offers[index] = made
+        if not offers:
+            return {}
+        seen = self.seen(offers)
+        pieces = {p.nodes[0]: p for p in pieces_of(graph, self.infos, offers) if p.alone}
+        found = {}
+        for index, made in offers.items():
+            best = self.best(pieces[index], made, seen[index]) if index in pieces else None
+            if best is not None:
+                found[index] = best
+        return found
+
+    def best(self, piece: Piece, made: Sequence[tuple[str, nn.Module]], seen: tuple[Tensor, Tensor]) -> Kernel | None:
+        """The fastest kernel of those that serve a layer; None if floats are faster."""
+        layer = layer_of(self.found.graph.nodes[piece.nodes[0]])
+        assert layer is not None
+        x, wanted = seen
+        right = {}
+        for name, module in made:
+            call = in_kernel(piece, module, self.found.graph, self.tensors)
+            reason = self.refused(call, module, x, wanted)
+            if reason is None:
+                right[name] = call, str(getattr(module, "kind", name))
+            else:
+                self.notes.append(f"{layer.weight}: kernel {name} is left out: {reason}")
+        if not right:
+            return None
+        if not self.timed:
+            name = next(iter(right))
+            return Kernel(layer.weight, *right[name])
+        calls: dict[str, Callable[[], Any]] = {name: _bound(call, x) for name, (call, _) in right.items()}
+        calls[""] = _bound(self.stretch(piece, ONNX if _installed() else TORCH, {})[0], x)
+        seconds = race(calls, seconds=0.02)
+        name = min(right, key=lambda one: seconds[one])
+        if seconds[name] >= seconds[""]:
+            return None
+        return Kernel(layer.weight, *right[name], seconds[name], seconds[""])
+
+    def refused(
+        self, call: Callable[[list[Any]], list[Any]], module: nn.Module, x: Tensor, wanted: Tensor
+    ) -> str | None:
+        """Why a kernel is left out."""
+        tolerance = float(getattr(module, "tolerance", TOLERANCE))
+        if tolerance > self.tolerance:
+            return f"its error may be {tolerance:g}, more than {self.tolerance:g}"
+        try:
+            found = call([x])[0]
+        except MethodError as error:
+            return str(error)
+        if found.shape != wanted.shape or found.dtype != wanted.dtype:
+            return f"it gives {tuple(found.shape)} of {found.dtype}, not {tuple(wanted.shape)} of {wanted.dtype}"
+        size = float(torch.linalg.vector_norm(wanted.double()))
+        apart = float(torch.linalg.vector_norm(found.double() - wanted.double()))
+        if not apart <= tolerance * size + 1e-30:
+            return f"its result is {apart / max(size, 1e-30):.2g} away from the dense layer's, more than {tolerance:g}"
+        return None
+
+    def seen(self, places: Mapping[int, Any]) -> dict[int, tuple[Tensor, Tensor]]:
+        """What goes into some layers, and what comes out, on the example."""
+        graph = self.found.graph
+        program = Program(graph)
+        values = program.values(list(self.example), [self.tensors[name] for name in program.tensors])
+        found = {}
+        with torch.no_grad():
+            for index, step in enumerate(program.steps(graph.dtype, torch.device("cpu"))):
+                result = step.run(values)
+                if index in places:
+                    layer = layer_of(graph.nodes[index])
+                    assert layer is not None
+                    found[index] = values[program.place(layer.source)], result
+                values[step.place] = result
+                for gone in step.free:
+                    values[gone] = None
+        return found
+
+    def line(self, kernels: Mapping[int, Kernel], engine: str) -> Line:
+        """Builds the network with some kernels."""
+        from_rules = _unknown(self.found.graph) if engine == ONNX else set()
+        pieces = pieces_of(self.found.graph, self.infos, set(kernels) | from_rules)
+        parts = []
+        several = bool(kernels) and self.timed and engine == ONNX
+        inputs = self.recorded(pieces) if several else {}
+        for place, piece in enumerate(pieces):
+            index = piece.nodes[0]
+            if piece.alone and index in kernels:
+                parts.append(Part(piece, kernels[index].call, kernels[index].kind))
+            elif piece.alone:
+                parts.append(Part(piece, in_torch(piece, self.tensors), TORCH))
+            else:
+                call, words = self.stretch(piece, engine, self.artifact.weights)
+                if several and words == ONNX:
+                    other = in_torch(piece, self.tensors)
+                    seconds = race({"a": _called(call, inputs[place]), "b": _called(other, inputs[place])}, 0.01)
+                    call, words = (call, words) if seconds["a"] <= seconds["b"] else (other, TORCH)
+                parts.append(Part(piece, call, words))
+        return Line(self.found.graph, parts, self.tensors)
+
+    def recorded(self, pieces: Sequence[Piece]) -> dict[int, list[Any]]:
+        """What goes into each piece on the example."""
+        inputs: dict[int, list[Any]] = {}
+        values: dict[Ref, Any] = {InputRef(place): tensor for place, tensor in enumerate(self.example)}
+        for place, piece in enumerate(pieces):
+            inputs[place] = [values[ref] for ref in piece.takes]
+            values.update(zip(piece.gives, in_torch(piece, self.tensors)(inputs[place])))
+        return inputs
+
+    def stretch(self, piece: Piece, engine: str, packed: Mapping[str, Any]) -> tuple[Any, str]:
+        """What runs a piece, and its name: torch where ONNX can't say it."""
+        if engine == ONNX:
+            try:
+                return in_onnx(piece, self.tensors, packed), ONNX
+            except LilliputError as error:
+                self.notes.append(f"a stretch of {len(piece.nodes)} operators runs in torch: {error}")
+        return in_torch(piece, self.tensors), TORCH
+
+    def plain(self, graph: Graph) -> list[Part]:
+        """A whole graph with floats in ONNX Runtime."""
+        infos = infos_of(graph, self.tensors)
+        pieces = pieces_of(graph, infos, _unknown(graph))
+        return [
+            Part(p, *((in_torch(p, self.tensors), TORCH) if p.alone else self.stretch(p, ONNX, {}))) for p in pieces
+        ]
+
+    def layers(self, way: str, kernels: Mapping[int, Kernel]) -> tuple[Layer, ...]:
+        """How each layer runs in the way that was chosen."""
+        coded = self.coded if way in {ONNX, "kernels"} else {}
+        graph = self.whole if way == "floats" else self.found.graph
+        found = []
+        for index, node in enumerate(graph.nodes):
+            layer = layer_of(node)
+            if layer is None:
+                continue
+            kernel = kernels.get(index) if way == "kernels" else None
+            if kernel is not None:
+                found.append(Layer(layer.weight, kernel.kind, kernel.seconds, kernel.beside))
+            else:
+                engine = TORCH if way == "torch" or not _installed() else ONNX
+                found.append(Layer(layer.weight, f"{engine}, {'integers' if layer.weight in coded else 'floats'}"))
+        return tuple(found)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel that runs a layer.
+
+    Attributes:
+        name: of the weight.
+        call: runs it.
+        kind: in words.
+        seconds: that it takes; None if nothing was timed.
+        beside: that floats take.
+    """
+
+    name: str
+    call: Any
+    kind: str
+    seconds: float | None = None
+    beside: float | None = None
+
+
+def without_levels(graph: Graph) -> Graph:
+    """Returns a graph in which activations aren't put on levels: the uncompressed network's.
+
+    Args:
+        graph: any graph.
+    """
+    levels = levels_in(graph)
+
+    def moved(ref: Ref) -> Ref:
+        while isinstance(ref, NodeRef) and ref.index in levels:
+            ref = levels[ref.index].source
+        return ref
+
+    nodes = tuple(map_node(node, moved) for node in graph.nodes)
+    return Graph(**{**vars(graph), "nodes": nodes, "output": map_refs(graph.output, moved)})
+
+
+def example_inputs(graph: Graph, batch: int = 1, length: int = LENGTH) -> list[Tensor]:
+    """Makes inputs to time a graph with: normal random numbers, always the same, and ones for integers and bools.
+
+    Args:
+        graph: any graph.
+        batch: the size of an open first axis, as far as it may be.
+        length: the other open sizes.
+    """
+    first = {spec.shape[0] for spec in graph.inputs if spec.shape}
+    sizes = {}
+    for name, (low, high) in graph.symbols.items():
+        sizes[name] = min(max(batch if name in first else length, low), high or 2**31)
+    generator = torch.Generator().manual_seed(0)
+    made = []
+    for spec in graph.inputs:
+        shape = [sizes[size] if isinstance(size, str) else size for size in spec.shape]
+        if spec.dtype.is_floating_point:
+            made.append(torch.randn(shape, generator=generator).to(spec.dtype))
+        else:
+            made.append(torch.ones(shape).to(spec.dtype))
+    return made
+
+
+def _bound(call: Callable[[list[Any]], list[Any]], x: Tensor) -> Callable[[], Any]:
+    return lambda: call([x])
+
+
+def _called(call: Callable[[list[Any]], list[Any]], given: list[Any]) -> Callable[[], Any]:
+    return lambda: call(given)
+
+
+def _installed() -> bool:
+    """Whether ONNX Runtime can be used."""
+    try:
+        import onnx
+        import onnxruntime
+    except ImportError:
+        return False
+    return onnx is not None and onnxruntime is not None
+
+
+def _unknown(graph: Graph) -> set[int]:
+    """The nodes whose operator has no counterpart in ONNX."""
+    try:
+        rules = importlib.import_module("lilliput.export.onnx").RULES
+    except NotInstalled:
+        return set()
+    return {index for index, node in enumerate(graph.nodes) if node.operator not in rules}
