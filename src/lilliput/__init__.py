@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lilliput.graph.blocks import cut_blocks
     from lilliput.graph.narrow import cut
     from lilliput.run.load import load
+    from lilliput.run.measure import bench
     from lilliput.search.plan import plan
     from lilliput.search.scan import sensitivity
     from lilliput.train.attach import advance, attach, detach, new_parameters
@@ -41,6 +42,7 @@ __all__ = [
     "Rule",
     "advance",
     "attach",
+    "bench",
     "compress",
     "cut",
     "cut_blocks",
@@ -74,6 +76,7 @@ _HOMES = {
     "Rule": "core.recipe",
     "advance": "train.attach",
     "attach": "train.attach",
+    "bench": "run.measure",
     "compress": "train.compress",
     "cut": "graph.narrow",
     "cut_blocks": "graph.blocks",

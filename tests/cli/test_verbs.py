@@ -273,3 +273,13 @@ def test_plan_of_macs_writes_cuts_that_compress_makes(call, net, folder):
     assert call("plan", net("build"), "--macs", "60%").code == 2
     assert call("plan", net("build"), "--macs", "some", "--input", "1x1x8x8").code == 2
     assert call("plan", net("build"), "--macs", "10", "--input", "1x1x8x8").code == 3
+
+
+def test_bench(call, compressed, net):
+    words = ["--engine", "dense", "--rounds", "3", "--no-memory"]
+    ran = call("bench", compressed, *words, "--json")
+    assert ran.code == 0, ran.error
+    assert {row["network"] for row in ran.json["rows"]} == {"compressed", "uncompressed"}
+    shown = call("bench", compressed, net("build"), *words, "--threads", "1")
+    assert "speed 1 is the uncompressed network in dense" in shown.out
+    assert call("bench", compressed, "--threads", "0").code == 2

@@ -16,7 +16,7 @@ from lilliput.cli.terminal import UsageError, complain
 from lilliput.core.errors import BudgetError, LilliputError, LilliputWarning
 
 # Verbs in the order in which they are used. Their files are thin: what a verb needs is imported when it is called.
-VERBS = ("plan", "sensitivity", "cut", "compress", "inspect", "run", "compare", "hardware", "list", "report")
+VERBS = ("plan", "sensitivity", "cut", "compress", "inspect", "run", "compare", "bench", "hardware", "list", "report")
 FAILURE, USAGE, UNMET, INTERRUPTED = 1, 2, 3, 130
 
 app = App(

@@ -1,0 +1,125 @@
+"""OpenVINO: the graph as an ONNX model, compiled for the CPU."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lilliput.core.errors import ModelError, NotInstalled
+from lilliput.export.sizes import infos_of
+from lilliput.file.artifact import Artifact
+from lilliput.file.atomic import write_pieces
+from lilliput.graph.factors import factored
+from lilliput.graph.ir import refs_of
+from lilliput.run.choice import Chosen
+from lilliput.run.line import Line, Part
+from lilliput.run.native import NativeModule
+from lilliput.run.pieces import Piece, pieces_of
+
+INSTALL = "this engine needs openvino: pip install 'lilliput[openvino]'"
+
+
+@dataclass(frozen=True)
+class Openvino:
+    """Intel's engine, the quickest of its kind for 8-bit transformers. `pip install 'lilliput[openvino]'`.
+
+    Floats are computed in float32, unless `precision` says otherwise: by itself OpenVINO takes bfloat16 where the
+    processor has it. 8-bit layers are computed with integers as in `onnxruntime`.
+
+    Attributes:
+        precision: `"f32"` or `"bf16"`.
+    """
+
+    precision: str = "f32"
+
+    def load(self, artifact: Artifact) -> nn.Module:
+        """Returns a module that computes what the compressed model does.
+
+        Args:
+            artifact: one with a graph.
+
+        Raises:
+            ModelError: no graph, or an operator without a counterpart.
+            NotInstalled: openvino or onnx is missing.
+        """
+        from lilliput.run.dense import Dense
+
+        dense: Any = Dense().load(artifact)
+        graph, tensors = dense.graph, {name: tensor.detach() for name, tensor in dense.state_dict().items()}
+        pieces = pieces_of(graph, infos_of(graph, tensors), ())
+        line = Line(graph, [Part(p, self._call(p, tensors, artifact.weights), "OpenVINO") for p in pieces], tensors)
+        return NativeModule(graph, tensors, Chosen(line, (), {}, "openvino"))
+
+    def export(self, artifact: Artifact, path: str | PathLike[str]) -> None:
+        """Writes OpenVINO's pair of files: `path`, which must end in .xml, and the weights beside it in .bin.
+
+        Args:
+            artifact: one with a graph.
+            path: where to.
+
+        Raises:
+            Errors: as `load`; ModelError where the path doesn't end in .xml.
+        """
+        target = Path(path)
+        if target.suffix != ".xml":
+            raise ModelError(f"{target}: OpenVINO's files end in .xml, with the weights in .bin beside it")
+        if artifact.graph is None:
+            raise ModelError("the file holds no graph: OpenVINO needs one; compress with data or example=")
+        runtime, found = _package(), factored(artifact.graph, artifact.weights)
+        state = {name: artifact.weight(name) for name in artifact.weights if name not in found.replaced}
+        tensors = {**state, **found.tensors, **artifact.constants}
+        model = _read(runtime, found.graph, tensors, artifact.weights)
+        with TemporaryDirectory() as folder:
+            made = Path(folder) / "net.xml"
+            runtime.save_model(model, str(made), compress_to_fp16=False)
+            # The weights first: a reader that finds the .xml finds them too.
+            write_pieces(target.with_suffix(".bin"), (made.with_suffix(".bin").read_bytes(),))
+            write_pieces(target, (made.read_bytes(),))
+
+    def _call(self, piece: Piece, tensors: Mapping[str, Tensor], packed: Mapping[str, Any]) -> Any:
+        runtime = _package()
+        model = _read(runtime, piece.graph, tensors, packed, piece.infos)
+        settings = {
+            "INFERENCE_PRECISION_HINT": self.precision,
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "NUM_STREAMS": 1,
+        }
+        compiled = runtime.Core().compile_model(model, "CPU", settings)
+        names = {spec.name: place for place, spec in enumerate(piece.graph.inputs)}
+        order = [names[port.get_any_name()] for port in compiled.inputs]
+        outputs = [compiled.output(f"output_{place}") for place, _ in enumerate(refs_of(piece.graph.output))]
+
+        def call(given: list[Any]) -> list[Any]:
+            # A request of its own for each call: networks may be run from several threads.
+            found = compiled.create_infer_request().infer([given[place].contiguous().numpy() for place in order])
+            return [torch.from_numpy(found[port].copy()) for port in outputs]
+
+        return call
+
+
+def _read(runtime: Any, graph: Any, tensors: Any, packed: Any, infos: Any = None) -> Any:
+    from lilliput.export.onnx import to_onnx
+
+    data = to_onnx(graph, tensors, packed, infos).SerializeToString()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            return runtime.Core().read_model(model=data, weights=b"")
+    except RuntimeError as error:
+        raise ModelError(f"OpenVINO can't read the network: {' '.join(str(error).split())[:300]}") from None
+
+
+def _package() -> Any:
+    try:
+        import openvino
+    except ImportError:
+        raise NotInstalled(INSTALL) from None
+    return openvino
