@@ -112,7 +112,7 @@ def test_bad_inputs_are_refused_as_dense_does():
 
 def test_without_onnx_runtime_torch_runs_it_and_says_so(monkeypatch):
     artifact = compressed("int8, static activations")
-    monkeypatch.setattr(choice, "_installed", lambda: False)
+    monkeypatch.setattr(choice, "_installed", lambda package="onnxruntime": False)
     monkeypatch.setattr(native, "_told", [])
     with pytest.warns(LilliputWarning, match="lilliput\\[onnx\\]"):
         net = lilliput.load(artifact)
@@ -158,7 +158,15 @@ def test_a_kernel_takes_its_layer(monkeypatch):
 
 def test_timed_kernels_are_beside_floats(monkeypatch):
     kernel(monkeypatch, linear(Product))
-    taken = {"": 2.0, "mine": 1.0, "kernels": 1.0, "ONNX Runtime": 3.0, "torch": 4.0, "uncompressed": 3.0}
+    taken = {
+        "": 2.0,
+        "mine": 1.0,
+        "kernels": 1.0,
+        "ONNX Runtime": 3.0,
+        "torch": 4.0,
+        "uncompressed": 3.0,
+        "OpenVINO": 9.0,
+    }
     monkeypatch.setattr(choice, "race", lambda calls, *_, **__: {name: taken.get(name, 1.0) for name in calls})
     net = lilliput.load(compressed("two bits"))
     assert (net.chosen.way, net.gain) == ("kernels", 3.0)

@@ -30,19 +30,21 @@ def to_onnx(
     tensors: Mapping[str, Tensor],
     packed: Mapping[str, Packed | Tensor] | None = None,
     infos: Sequence[Any] | None = None,
+    sums: bool = False,
 ) -> onnx.ModelProto:
     """Translates a graph, open sizes included.
 
     Where activations are on at most 256 levels and `quantize/uniform` packed the weight symmetrically, the levels
     become QuantizeLinear and DequantizeLinear and the weight stays in 8 bits, so that engines multiply integers: in
-    linear layers, and in convolutions whose results go on levels again. Engines have no fast convolution of integers
-    with floats for results, as a residual sum needs.
+    linear layers, and in convolutions whose results go on levels again. ONNX Runtime has no fast convolution of
+    integers with floats for results, as a residual sum needs.
 
     Args:
         graph: any graph.
         tensors: what it uses, by name.
         packed: its weights as an artifact holds them, by name.
         infos: of its nodes, where they are known.
+        sums: the engine has fast convolutions of integers with floats for results: 8 bits there, too.
 
     Returns:
         A model of opset 20. Inputs have the graph's names; outputs are `output_0`, `output_1`, ... in the order of the
@@ -65,7 +67,7 @@ def to_onnx(
     missing = sorted({node.operator for node in graph.nodes if node.operator not in RULES})
     if missing:
         raise Unsupported(f"no counterpart in ONNX for {', '.join(missing[:5])}")
-    coded, levels = coded_layers(graph, packed or {}, levels_in(graph))
+    coded, levels = coded_layers(graph, packed or {}, levels_in(graph), sums)
     writer = Writer(graph, tensors, infos_of(graph, tensors) if infos is None else infos, coded)
     for index, (node, info) in enumerate(zip(graph.nodes, writer.infos)):
         if index in levels and info.dtype == torch.float32:

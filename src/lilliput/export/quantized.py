@@ -150,7 +150,7 @@ def codes_of(packed: Packed | Tensor | None) -> Codes | None:
 
 
 def coded_layers(
-    graph: Graph, packed: Mapping[str, Packed | Tensor], levels: Mapping[int, Levels]
+    graph: Graph, packed: Mapping[str, Packed | Tensor], levels: Mapping[int, Levels], sums: bool = False
 ) -> tuple[dict[str, Codes], dict[int, Levels]]:
     """Finds the weights that can stay in 8 bits, and the levels that only such layers take.
 
@@ -162,6 +162,8 @@ def coded_layers(
         graph: any graph.
         packed: weights by name.
         levels: of `levels_in`.
+        sums: the engine multiplies integers also where the results of a convolution stay floats, and leaves floats
+            for weights alone.
     """
     users, of_tensors = users_of(graph)
     known = {name: codes_of(packed.get(name)) for name in of_tensors}
@@ -172,8 +174,11 @@ def coded_layers(
             places = of_tensors[name]
             if codes is None or any(place >= len(graph.nodes) for place in places):
                 continue
-            if all(multiplies(graph, p, levels) == name and (codes.codes.ndim == 2 or p in again) for p in places):
+            fits = sums or codes.codes.ndim == 2
+            if all(multiplies(graph, p, levels) == name and (fits or p in again) for p in places):
                 found[name] = codes
+        if sums:
+            return found, dict(levels)
         kept = {i: chain for i, chain in levels.items() if not _tempting(graph, users, i, (found, again))}
         if len(kept) == len(levels):
             return found, dict(levels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +24,7 @@ from lilliput.graph.program import Program
 from lilliput.kernels.found import TOLERANCE, serving
 from lilliput.run.clock import race
 from lilliput.run.line import Line, Part, in_kernel, in_onnx, in_torch
+from lilliput.run.openvino import in_openvino
 from lilliput.run.pieces import Piece, pieces_of
 
 LENGTH = 64
@@ -31,7 +33,7 @@ LENGTH = 64
 GAIN = 1.03
 """A compressed network that isn't faster than this many times the uncompressed one has no gain."""
 
-ONNX, TORCH = "ONNX Runtime", "torch"
+ONNX, OPENVINO, TORCH = "ONNX Runtime", "OpenVINO", "torch"
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,8 @@ class Chooser:
         ways: dict[str, Callable[[], Line]] = {TORCH: lambda: self.line({}, TORCH)}
         if _installed():
             ways[ONNX] = lambda: self.line({}, ONNX)
+        if self.timed and _installed("openvino"):
+            ways[OPENVINO] = lambda: self.line({}, OPENVINO)
         if kernels:
             ways["kernels"] = lambda: self.line(kernels, ONNX if _installed() else TORCH)
         if not self.timed:
@@ -264,7 +268,7 @@ class Chooser:
 
     def line(self, kernels: Mapping[int, Kernel], engine: str) -> Line:
         """Builds the network with some kernels."""
-        from_rules = _unknown(self.found.graph) if engine == ONNX else set()
+        from_rules = _unknown(self.found.graph) if engine != TORCH else set()
         pieces = pieces_of(self.found.graph, self.infos, set(kernels) | from_rules)
         parts = []
         several = bool(kernels) and self.timed and engine == ONNX
@@ -295,9 +299,10 @@ class Chooser:
 
     def stretch(self, piece: Piece, engine: str, packed: Mapping[str, Any]) -> tuple[Any, str]:
         """What runs a piece, and its name: torch where ONNX can't say it."""
-        if engine == ONNX:
+        if engine != TORCH:
+            build = in_onnx if engine == ONNX else in_openvino
             try:
-                return in_onnx(piece, self.tensors, packed), ONNX
+                return build(piece, self.tensors, packed), engine
             except LilliputError as error:
                 self.notes.append(f"a stretch of {len(piece.nodes)} operators runs in torch: {error}")
         return in_torch(piece, self.tensors), TORCH
@@ -313,6 +318,8 @@ class Chooser:
     def layers(self, way: str, kernels: Mapping[int, Kernel]) -> tuple[Layer, ...]:
         """How each layer runs in the way that was chosen."""
         coded = self.coded if way in {ONNX, "kernels"} else {}
+        if way == OPENVINO:
+            coded, _ = coded_layers(self.found.graph, self.artifact.weights, levels_in(self.found.graph), sums=True)
         graph = self.whole if way == "floats" else self.found.graph
         found = []
         for index, node in enumerate(graph.nodes):
@@ -323,7 +330,7 @@ class Chooser:
             if kernel is not None:
                 found.append(Layer(layer.weight, kernel.kind, kernel.seconds, kernel.beside))
             else:
-                engine = TORCH if way == "torch" or not _installed() else ONNX
+                engine = way if way in {TORCH, OPENVINO} else ONNX if _installed() else TORCH
                 found.append(Layer(layer.weight, f"{engine}, {'integers' if layer.weight in coded else 'floats'}"))
         return tuple(found)
 
@@ -395,14 +402,9 @@ def _called(call: Callable[[list[Any]], list[Any]], given: list[Any]) -> Callabl
     return lambda: call(given)
 
 
-def _installed() -> bool:
-    """Whether ONNX Runtime can be used."""
-    try:
-        import onnx
-        import onnxruntime
-    except ImportError:
-        return False
-    return onnx is not None and onnxruntime is not None
+def _installed(package: str = "onnxruntime") -> bool:
+    """Whether an engine can be used, which takes its graphs from ONNX."""
+    return all(importlib.util.find_spec(name) is not None for name in ("onnx", package))
 
 
 def _unknown(graph: Graph) -> set[int]:

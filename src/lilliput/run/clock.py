@@ -15,8 +15,8 @@ LEAST, MOST = 3, 15
 
 
 def clock() -> Callable[[], float]:
-    """Returns what time is taken with: that of this thread alone where only one works, which others can't disturb."""
-    return time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+    """Returns what time is taken with: that of the processor where one thread works, which others hardly disturb."""
+    return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
 
 
 def race(calls: Mapping[str, Callable[[], Any]], seconds: float = 0.3, rounds: int | None = None) -> dict[str, float]:

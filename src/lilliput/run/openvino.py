@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
@@ -20,9 +21,7 @@ from lilliput.file.artifact import Artifact
 from lilliput.file.atomic import write_pieces
 from lilliput.graph.factors import factored
 from lilliput.graph.ir import refs_of
-from lilliput.run.choice import Chosen
-from lilliput.run.line import Line, Part
-from lilliput.run.native import NativeModule
+from lilliput.run.line import Call, Line, Part
 from lilliput.run.pieces import Piece, pieces_of
 
 INSTALL = "this engine needs openvino: pip install 'lilliput[openvino]'"
@@ -33,7 +32,8 @@ class Openvino:
     """Intel's engine, the quickest of its kind for 8-bit transformers. `pip install 'lilliput[openvino]'`.
 
     Floats are computed in float32, unless `precision` says otherwise: by itself OpenVINO takes bfloat16 where the
-    processor has it. 8-bit layers are computed with integers as in `onnxruntime`.
+    processor has it. Layers whose weights (`quantize/uniform`, symmetric) and inputs have 8 bits are computed with
+    integers, also before a residual sum.
 
     Attributes:
         precision: `"f32"` or `"bf16"`.
@@ -51,12 +51,18 @@ class Openvino:
             ModelError: no graph, or an operator without a counterpart.
             NotInstalled: openvino or onnx is missing.
         """
+        from lilliput.run.choice import Chosen
         from lilliput.run.dense import Dense
+        from lilliput.run.native import NativeModule
 
         dense: Any = Dense().load(artifact)
         graph, tensors = dense.graph, {name: tensor.detach() for name, tensor in dense.state_dict().items()}
         pieces = pieces_of(graph, infos_of(graph, tensors), ())
-        line = Line(graph, [Part(p, self._call(p, tensors, artifact.weights), "OpenVINO") for p in pieces], tensors)
+        line = Line(
+            graph,
+            [Part(p, in_openvino(p, tensors, artifact.weights, self.precision), "OpenVINO") for p in pieces],
+            tensors,
+        )
         return NativeModule(graph, tensors, Chosen(line, (), {}, "openvino"))
 
     def export(self, artifact: Artifact, path: str | PathLike[str]) -> None:
@@ -74,7 +80,7 @@ class Openvino:
             raise ModelError(f"{target}: OpenVINO's files end in .xml, with the weights in .bin beside it")
         if artifact.graph is None:
             raise ModelError("the file holds no graph: OpenVINO needs one; compress with data or example=")
-        runtime, found = _package(), factored(artifact.graph, artifact.weights)
+        runtime, found = package(), factored(artifact.graph, artifact.weights)
         state = {name: artifact.weight(name) for name in artifact.weights if name not in found.replaced}
         tensors = {**state, **found.tensors, **artifact.constants}
         model = _read(runtime, found.graph, tensors, artifact.weights)
@@ -85,31 +91,46 @@ class Openvino:
             write_pieces(target.with_suffix(".bin"), (made.with_suffix(".bin").read_bytes(),))
             write_pieces(target, (made.read_bytes(),))
 
-    def _call(self, piece: Piece, tensors: Mapping[str, Tensor], packed: Mapping[str, Any]) -> Any:
-        runtime = _package()
-        model = _read(runtime, piece.graph, tensors, packed, piece.infos)
-        settings = {
-            "INFERENCE_PRECISION_HINT": self.precision,
-            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-            "NUM_STREAMS": 1,
-        }
-        compiled = runtime.Core().compile_model(model, "CPU", settings)
-        names = {spec.name: place for place, spec in enumerate(piece.graph.inputs)}
-        order = [names[port.get_any_name()] for port in compiled.inputs]
-        outputs = [compiled.output(f"output_{place}") for place, _ in enumerate(refs_of(piece.graph.output))]
 
-        def call(given: list[Any]) -> list[Any]:
-            # A request of its own for each call: networks may be run from several threads.
-            found = compiled.create_infer_request().infer([given[place].contiguous().numpy() for place in order])
+def in_openvino(piece: Piece, tensors: Mapping[str, Tensor], packed: Mapping[str, Any], precision: str = "f32") -> Call:
+    """Runs a piece in OpenVINO.
+
+    Args:
+        piece: of a graph.
+        tensors: what it uses, by name.
+        packed: weights as an artifact holds them.
+        precision: of floats.
+
+    Raises:
+        ModelError: it has no counterpart in ONNX, or OpenVINO can't read that.
+        NotInstalled: a package is missing.
+    """
+    runtime = package()
+    model = _read(runtime, piece.graph, tensors, packed, piece.infos)
+    settings = {
+        "INFERENCE_PRECISION_HINT": precision,
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "NUM_STREAMS": 1,
+    }
+    compiled = runtime.Core().compile_model(model, "CPU", settings)
+    names = {spec.name: place for place, spec in enumerate(piece.graph.inputs)}
+    order = [names[port.get_any_name()] for port in compiled.inputs]
+    outputs = [compiled.output(f"output_{place}") for place, _ in enumerate(refs_of(piece.graph.output))]
+    request, lock = compiled.create_infer_request(), threading.Lock()
+
+    def call(given: list[Any]) -> list[Any]:
+        # One request runs one input at a time.
+        with lock:
+            found = request.infer([given[place].contiguous().numpy() for place in order], share_inputs=True)
             return [torch.from_numpy(found[port].copy()) for port in outputs]
 
-        return call
+    return call
 
 
 def _read(runtime: Any, graph: Any, tensors: Any, packed: Any, infos: Any = None) -> Any:
     from lilliput.export.onnx import to_onnx
 
-    data = to_onnx(graph, tensors, packed, infos).SerializeToString()
+    data = to_onnx(graph, tensors, packed, infos, sums=True).SerializeToString()
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             return runtime.Core().read_model(model=data, weights=b"")
@@ -117,7 +138,8 @@ def _read(runtime: Any, graph: Any, tensors: Any, packed: Any, infos: Any = None
         raise ModelError(f"OpenVINO can't read the network: {' '.join(str(error).split())[:300]}") from None
 
 
-def _package() -> Any:
+def package() -> Any:
+    """Returns openvino; NotInstalled without it."""
     try:
         import openvino
     except ImportError:
