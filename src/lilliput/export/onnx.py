@@ -67,15 +67,7 @@ def to_onnx(
     missing = sorted({node.operator for node in graph.nodes if node.operator not in RULES})
     if missing:
         raise Unsupported(f"no counterpart in ONNX for {', '.join(missing[:5])}")
-    coded, levels = coded_layers(graph, packed or {}, levels_in(graph), sums)
-    writer = Writer(graph, tensors, infos_of(graph, tensors) if infos is None else infos, coded)
-    for index, (node, info) in enumerate(zip(graph.nodes, writer.infos)):
-        if index in levels and info.dtype == torch.float32:
-            writer.put(levels[index])
-            continue
-        bound = arguments_of(node)
-        ordered = {p.name: bound[p.name] for p in operators()[node.operator].parameters if p.name in bound}
-        writer.add(node, info, RULES[node.operator], ordered)
+    writer = _written(graph, tensors, packed or {}, infos_of(graph, tensors) if infos is None else infos, sums)
     inputs = [
         onnx.helper.make_tensor_value_info(input_name(graph, index), kind_of(spec.dtype), list(spec.shape))
         for index, spec in enumerate(graph.inputs)
@@ -86,6 +78,22 @@ def to_onnx(
     weights = [onnx.numpy_helper.from_array(a, name) for name, a in writer.constants.items() if name in used]
     made = onnx.helper.make_graph(nodes, "lilliput", inputs, outputs, weights)
     return onnx.helper.make_model(made, opset_imports=[onnx.helper.make_opsetid("", OPSET)], ir_version=10)
+
+
+def _written(
+    graph: Graph, tensors: Mapping[str, Tensor], packed: Mapping[str, Any], infos: Sequence[Any], sums: bool
+) -> Writer:
+    """All nodes, translated."""
+    coded, levels = coded_layers(graph, packed, levels_in(graph), sums)
+    writer = Writer(graph, tensors, infos, coded)
+    for index, (node, info) in enumerate(zip(graph.nodes, writer.infos)):
+        if index in levels and info.dtype == torch.float32:
+            writer.put(levels[index])
+            continue
+        bound = arguments_of(node)
+        ordered = {p.name: bound[p.name] for p in operators()[node.operator].parameters if p.name in bound}
+        writer.add(node, info, RULES[node.operator], ordered)
+    return writer
 
 
 def _output(writer: Writer, place: int, ref: Any) -> Any:

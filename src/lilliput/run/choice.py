@@ -126,32 +126,32 @@ class Chooser:
 
     def choose(self) -> Chosen:
         """Returns the fastest way that gives what the dense engine gives."""
-        if not _installed():
+        if not installed():
             self.notes.append(
                 "ONNX Runtime isn't installed, so that what no kernel serves runs in plain torch, some two times "
                 "slower: pip install 'lilliput[onnx]'"
             )
         kernels = self.kernels()
         ways: dict[str, Callable[[], Line]] = {TORCH: lambda: self.line({}, TORCH)}
-        if _installed():
+        if installed():
             ways[ONNX] = lambda: self.line({}, ONNX)
-        if self.timed and _installed("openvino"):
+        if self.timed and installed("openvino"):
             ways[OPENVINO] = lambda: self.line({}, OPENVINO)
         if kernels:
-            ways["kernels"] = lambda: self.line(kernels, ONNX if _installed() else TORCH)
+            ways["kernels"] = lambda: self.line(kernels, ONNX if installed() else TORCH)
         if not self.timed:
             way = next(name for name in ("kernels", ONNX, TORCH) if name in ways)
             return Chosen(ways[way](), self.layers(way, kernels), {}, way, tuple(self.notes))
-        if _installed() and self.rewritten:
+        if installed() and self.rewritten:
             ways["floats"] = lambda: Line(self.whole, self.plain(self.whole), self.tensors)
         lines = {name: make() for name, make in ways.items()}
         calls = {name: self.of(line) for name, line in lines.items()}
         same = "floats" if self.rewritten else ONNX
-        if _installed() and levels_in(self.whole):
+        if installed() and levels_in(self.whole):
             stripped = without_levels(self.whole)
             calls["uncompressed"] = self.of(Line(stripped, self.plain(stripped), self.tensors))
         seconds = race(calls)
-        if _installed():
+        if installed():
             # Without levels the same network with floats is the uncompressed one.
             seconds.setdefault("uncompressed", seconds[same])
         way = min(lines, key=seconds.__getitem__)
@@ -222,7 +222,7 @@ class Chooser:
             name = next(iter(right))
             return Kernel(layer.weight, *right[name])
         calls: dict[str, Callable[[], Any]] = {name: _bound(call, x) for name, (call, _) in right.items()}
-        calls[""] = _bound(self.stretch(piece, ONNX if _installed() else TORCH, {})[0], x)
+        calls[""] = _bound(self.stretch(piece, ONNX if installed() else TORCH, {})[0], x)
         seconds = race(calls, seconds=0.02)
         name = min(right, key=lambda one: seconds[one])
         if seconds[name] >= seconds[""]:
@@ -330,7 +330,7 @@ class Chooser:
             if kernel is not None:
                 found.append(Layer(layer.weight, kernel.kind, kernel.seconds, kernel.beside))
             else:
-                engine = way if way in {TORCH, OPENVINO} else ONNX if _installed() else TORCH
+                engine = way if way in {TORCH, OPENVINO} else ONNX if installed() else TORCH
                 found.append(Layer(layer.weight, f"{engine}, {'integers' if layer.weight in coded else 'floats'}"))
         return tuple(found)
 
@@ -402,7 +402,7 @@ def _called(call: Callable[[list[Any]], list[Any]], given: list[Any]) -> Callabl
     return lambda: call(given)
 
 
-def _installed(package: str = "onnxruntime") -> bool:
+def installed(package: str = "onnxruntime") -> bool:
     """Whether an engine can be used, which takes its graphs from ONNX."""
     return all(importlib.util.find_spec(name) is not None for name in ("onnx", package))
 

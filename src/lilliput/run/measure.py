@@ -116,45 +116,47 @@ def bench(
     whole = uncompressed(artifact, model, given)
     notes: list[str] = []
     with _threads(threads), torch.no_grad():
-        nets: dict[tuple[str, str], nn.Module] = {}
-        for network, one in (("compressed", artifact), ("uncompressed", whole)):
-            for name in names:
-                net = _loaded(one, name, given, f"{network} in {name}", notes)
-                if net is not None:
-                    nets[network, name] = net
-        if not nets:
-            raise ModelError(f"no engine runs the network: {'; '.join(notes)}")
-        calls = {key: _call(net, given) for key, net in nets.items()}
-        seconds = race({" ".join(key): run for key, run in calls.items()}, seconds=4.0, rounds=rounds)
+        nets = _nets({"compressed": artifact, "uncompressed": whole}, names, given, notes)
+        calls = {" ".join(key): _call(net, given) for key, net in nets.items()}
+        seconds = race(calls, seconds=4.0, rounds=rounds)
         used = torch.get_num_threads()
-    rest = [name for name in names if ("uncompressed", name) in nets]
-    yardstick = next((name for name in (*REFERENCES, *rest) if name in rest), "")
+    yardstick = next((name for name in (*REFERENCES, *names) if ("uncompressed", name) in nets), "")
     unit = seconds.get(f"uncompressed {yardstick}", float("nan"))
     sizes = {"compressed": _sizes(artifact, names), "uncompressed": _sizes(whole, names)}
     weights = _memory({"compressed": artifact, "uncompressed": whole}, list(nets), used) if memory else {}
-    rows = [
-        Measured(
-            network,
-            name,
-            seconds[f"{network} {name}"],
-            unit / seconds[f"{network} {name}"],
-            weights.get((network, name)),
-            sizes[network].get(name),
-        )
-        for network, name in nets
-    ]
-    native: Any = nets.get(("compressed", "native"))
+    rows = []
+    for key in nets:
+        taken = seconds[" ".join(key)]
+        rows.append(Measured(*key, taken, unit / taken, weights.get(key), sizes[key[0]].get(key[1])))
     fast = max((row.speed for row in rows if row.network == "compressed"), default=0.0)
     if fast < GAIN:
         notes.append(f"no gain: the compressed network is at best {fast:.2f} times as fast as the uncompressed one")
+    native: Any = nets.get(("compressed", "native"))
+    layers, words = (native.chosen.layers, native.chosen.notes) if native is not None else ((), ())
+    shapes = tuple(tuple(tensor.shape) for tensor in _tensors(given))
     return Bench(
         tuple(sorted(rows, key=lambda row: row.seconds)),
         yardstick,
         used,
-        tuple(tuple(tensor.shape) for tensor in _tensors(given)),
-        tuple(map(str, native.chosen.layers)) if native is not None else (),
-        (*notes, *(native.chosen.notes if native is not None else ())),
+        shapes,
+        tuple(map(str, layers)),
+        (*notes, *words),
     )
+
+
+def _nets(
+    artifacts: Mapping[str, Artifact], names: Sequence[str], given: Any, notes: list[str]
+) -> dict[tuple[str, str], nn.Module]:
+    """Each network in each engine that can run it."""
+    nets = {}
+    for network, artifact in artifacts.items():
+        for name in names:
+            net = _loaded(artifact, name, given, f"{network} in {name}", notes)
+            if net is not None:
+                nets[network, name] = net
+    if not nets:
+        raise ModelError(f"no engine runs the network: {'; '.join(notes)}")
+    return nets
 
 
 def uncompressed(artifact: Artifact, model: nn.Module | None, inputs: Any) -> Artifact:
@@ -173,6 +175,20 @@ def uncompressed(artifact: Artifact, model: nn.Module | None, inputs: Any) -> Ar
     assert artifact.graph is not None
     weights = {name: artifact.weight(name) for name in artifact.weights}
     return replace(artifact, weights=weights, graph=without_levels(artifact.graph), quantizers={}, recipe=Recipe())
+
+
+def reference(artifact: Artifact) -> nn.Module:
+    """Returns a network in the engine in which the uncompressed one is the yardstick.
+
+    Args:
+        artifact: with a graph.
+    """
+    for name in REFERENCES[:-1]:
+        try:
+            return load(artifact, engine=name)
+        except LilliputError:
+            continue
+    return load(artifact, engine=REFERENCES[-1])
 
 
 def arguments(graph: Graph, tensors: Sequence[Tensor]) -> Any:

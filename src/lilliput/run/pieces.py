@@ -73,6 +73,18 @@ def pieces_of(graph: Graph, infos: Sequence[Any], alone: Collection[int]) -> lis
     return [piece for piece in made if piece.gives]
 
 
+def piece_of(graph: Graph, infos: Sequence[Any], nodes: Collection[int]) -> Piece:
+    """Takes some nodes out of a graph as one piece.
+
+    Args:
+        graph: any graph.
+        infos: of its nodes.
+        nodes: which; what only they need and is no tensor comes along.
+    """
+    rest = _needed(graph) - set(nodes)
+    return _Cutter(graph, infos, [set(nodes), rest]).piece(0, sorted(nodes), False)
+
+
 def _needed(graph: Graph) -> set[int]:
     """The nodes that the output needs."""
     waiting = [ref.index for ref in refs_of(graph.output) if isinstance(ref, NodeRef)]
