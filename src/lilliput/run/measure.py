@@ -124,24 +124,26 @@ def bench(
     unit = seconds.get(f"uncompressed {yardstick}", float("nan"))
     sizes = {"compressed": _sizes(artifact, names), "uncompressed": _sizes(whole, names)}
     weights = _memory({"compressed": artifact, "uncompressed": whole}, list(nets), used) if memory else {}
-    rows = []
-    for key in nets:
-        taken = seconds[" ".join(key)]
-        rows.append(Measured(*key, taken, unit / taken, weights.get(key), sizes[key[0]].get(key[1])))
-    fast = max((row.speed for row in rows if row.network == "compressed"), default=0.0)
-    if fast < GAIN:
-        notes.append(f"no gain: the compressed network is at best {fast:.2f} times as fast as the uncompressed one")
-    native: Any = nets.get(("compressed", "native"))
-    layers, words = (native.chosen.layers, native.chosen.notes) if native is not None else ((), ())
+    rows = [
+        Measured(
+            *key, seconds[" ".join(key)], unit / seconds[" ".join(key)], weights.get(key), sizes[key[0]].get(key[1])
+        )
+        for key in nets
+    ]
+    rows.sort(key=lambda row: row.seconds)
+    layers, words = _told(nets.get(("compressed", "native")), rows)
     shapes = tuple(tuple(tensor.shape) for tensor in _tensors(given))
-    return Bench(
-        tuple(sorted(rows, key=lambda row: row.seconds)),
-        yardstick,
-        used,
-        shapes,
-        tuple(map(str, layers)),
-        (*notes, *words),
-    )
+    return Bench(tuple(rows), yardstick, used, shapes, layers, (*notes, *words))
+
+
+def _told(native: Any, rows: Sequence[Measured]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What layers run on, and notes."""
+    fast = max((row.speed for row in rows if row.network == "compressed"), default=0.0)
+    words = f"no gain: the compressed network is at best {fast:.2f} times as fast as the uncompressed one"
+    notes = (words,) if fast < GAIN else ()
+    if native is None:
+        return (), notes
+    return tuple(map(str, native.chosen.layers)), (*notes, *native.chosen.notes)
 
 
 def _nets(
