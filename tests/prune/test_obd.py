@@ -1,16 +1,21 @@
 """Optimal brain damage: the diagonal against autograd, least squares in closed form, and its ranking."""
 
+import copy
+import itertools
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
+import fashion_mnist
 from lilliput.core.errors import MethodError
 from lilliput.core.packed import unpack
 from lilliput.core.stats import Stats
 from lilliput.observe.collect import collect
 from lilliput.prune.magnitude import Magnitude
 from lilliput.prune.obd import OBD
+from lilliput.prune.random import Random
 
 
 def curvature(model, name, data):
@@ -42,8 +47,56 @@ def test_a_larger_diagonal_is_estimated():
     data = [(part, torch.zeros(4, 30, dtype=torch.float64)) for part in value.split(4)]
     found = curvature(model, "weight", data)
     expected = (2 * value.square().mean(0) / 30).expand(30, 40)
-    assert float((found - expected).norm() / expected.norm()) < 0.5
-    assert float(found.mean() / expected.mean()) == pytest.approx(1, abs=0.05)
+    assert float((found - expected).norm() / expected.norm()) < 0.2
+    assert float(found.mean() / expected.mean()) == pytest.approx(1, abs=0.03)
+
+
+@pytest.mark.parametrize("shape", [(), (3,)])
+def test_cross_entropy_of_a_linear_model_has_no_other_part(shape):
+    """Its Hessian is the Gauss-Newton part. Rows of the class -100 don't count; the outputs may have further axes."""
+    model, value = nn.Conv1d(12, 7, 1).double(), torch.randn(6, 12, *shape or (1,), dtype=torch.float64)
+    target = torch.randint(7, (6, *shape))
+    target[0] = -100
+
+    def outputs(weight):
+        found = functional.conv1d(value, weight, model.bias)
+        return found if shape else found[:, :, 0]
+
+    model.forward = lambda given: outputs(model.weight)
+    cost = lambda weight: functional.cross_entropy(outputs(weight), target)  # noqa: E731
+    exact = torch.autograd.functional.hessian(cost, model.weight.detach()).reshape(84, 84).diagonal()
+    found = curvature(model, "weight", [(value, target)] * 200).flatten()
+    assert float((found - exact).norm() / exact.norm()) < 0.06  # 3,200 draws of deviation sqrt(2): 0.025
+    assert float(found.min()) >= 0
+
+
+def test_a_loss_of_ones_own_takes_each_examples_derivative():
+    model, value, target = nn.Linear(20, 5), torch.randn(9, 20), torch.randint(5, (9,))
+    data = list(zip(value.split(3), target.split(3)))
+    needs = {"weight": frozenset({"curvature", "gradient"})}
+    found = collect(model, needs, data, loss=functional.cross_entropy)["weight"].values
+    torch.testing.assert_close(found["curvature"], found["gradient"].square)
+
+
+def test_beats_random_masks_on_a_trained_network_and_is_near_magnitude(fashion_mnist_directory, demo_model):
+    """Half and four fifths of the demo's second and third convolution and first linear layer."""
+    layers = ("conv2.weight", "conv3.weight", "fc1.weight")
+    data = list(itertools.islice(fashion_mnist.train(), 4))
+    images, labels = next(iter(fashion_mnist.validation(800)))
+    stats = collect(demo_model, dict.fromkeys(layers, OBD.needs), data)
+
+    def accuracy(method):
+        model = copy.deepcopy(demo_model)
+        for name in layers:
+            weight = model.get_parameter(name)
+            weight.data = unpack(method.pack(weight.detach(), stats[name]))
+        with torch.no_grad():
+            return float((model(images).argmax(1) == labels).double().mean())
+
+    half = [accuracy(cls(sparsity=0.5)) for cls in (OBD, Magnitude, Random)]
+    assert half[0] > half[1] - 0.03
+    assert half[0] > half[2] + 0.3
+    assert accuracy(OBD(sparsity=0.8)) > accuracy(Random(sparsity=0.8)) + 0.2
 
 
 def test_predicts_the_change_of_a_diagonal_quadratic_cost():

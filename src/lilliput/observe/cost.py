@@ -44,6 +44,42 @@ def cost(output: Any, target: Any) -> Tensor:
     )
 
 
+def half_curvature(output: Any, target: Any) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Returns what `cost` looks at, and S with S S^T the Hessian of `cost` by it, as a function that multiplies by S.
+
+    For the squared error over n numbers S = sqrt(2 / n); for cross-entropy of m rows and with p = softmax of one,
+    S v = (r v - p (r . v)) / sqrt(m), r = sqrt(p): then S S^T = (diag p - p p^T) / m. It doesn't depend on the classes
+    that are asked for, but for rows without one (-100).
+
+    Args:
+        output: as for `cost`.
+        target: as for `cost`.
+
+    Raises:
+        DataError: as for `cost`.
+
+    >>> import torch
+    >>> output, half = half_curvature(torch.zeros(1, 2), torch.tensor([1]))
+    >>> torch.stack([half(torch.eye(2)[[i]])[0] for i in range(2)])  # its square is diag p - p p^T, p = (1/2, 1/2)
+    tensor([[ 0.3536, -0.3536],
+            [-0.3536,  0.3536]])
+    """
+    cost(output, target)
+    found = next(tensors(output))
+    if target.shape == found.shape:
+        return found, lambda vector: vector * (2 / found.numel()) ** 0.5
+    part = found.detach().softmax(1)
+    root, asked = part.sqrt(), (target != -100).unsqueeze(1)
+    scale = asked / asked.sum().clamp(min=1).sqrt()
+
+    def half(vector: Tensor) -> Tensor:
+        turned = root * vector
+        inner: Tensor = turned - part * turned.sum(1, keepdim=True)
+        return inner * scale.to(vector)
+
+    return found, half
+
+
 def examples(batch: Any) -> list[Any]:
     """Splits a batch into its examples, each a batch of one.
 

@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from lilliput.core.checks import is_finite
 from lilliput.core.data import call, inputs_of, target_of
 from lilliput.core.errors import DataError
-from lilliput.observe.cost import Loss, cost, examples, size
+from lilliput.observe.cost import Loss, cost, examples, half_curvature, size
 from lilliput.observe.divergence import relative_squared, tensors
 
 EXACT = 64
 """Weights up to which the Hessian's diagonal is computed exactly, by one more derivative of the whole model for each;
-it is estimated for larger ones."""
+that of larger ones is estimated, without the curvature of the model itself."""
 
-PROBES = 4
-"""Random vectors a batch by which a larger diagonal is estimated (Hutchinson 1990)."""
+PROBES = 16
+"""Random signs a batch by which a larger diagonal is estimated: eight batches give it to about an eighth."""
 
 TOGETHER = 32
 """Derivatives that are computed at a time."""
@@ -76,12 +76,10 @@ class GradientsOf:
         """Takes one batch, example by example."""
         for example in examples(batch):
             value = cost_of(model, example, loss)
-            found = torch.autograd.grad(value, list(self.parameters.values()), allow_unused=True)
             self.count += 1
-            for name, slope in zip(self.parameters, found):
-                if slope is not None:
-                    self.sums[name][0].add_(slope)
-                    self.sums[name][1].add_(slope.double().square())
+            for name, slope in _slopes(value, self.parameters).items():
+                self.sums[name][0].add_(slope)
+                self.sums[name][1].add_(slope.double().square())
 
     def result(self, name: str) -> Gradients | None:
         """Returns what was seen.
@@ -94,10 +92,19 @@ class GradientsOf:
 
 
 class CurvatureOf:
-    """Collects the diagonal of the cost's Hessian: exactly, or as the mean of v * Hv with v of random signs."""
+    """Collects the diagonal of the cost's Hessian: exactly, or that of its Gauss-Newton part.
+
+    The Hessian of C(f(w)) is J^T H J, with J = df/dw and H the Hessian of C by the outputs f, plus a part that vanishes
+    where f is linear in w or fits the targets. That first part is what Levenberg-Marquardt keeps (section 3 of LeCun,
+    Denker & Solla 1990): its diagonal is never negative. With H = S S^T and v of random signs it is the mean of
+    (J^T S v)^2, one derivative for a v, of all examples at once. v * Hv (Hutchinson 1990) has the right mean too, but
+    all entries of the Hessian's row in its noise: half of its estimates are negative where most weights do nothing. S
+    is known for `cost.cost`; with a loss of the user's own, the squares of each example's derivative are taken.
+    """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        self.parameters = dict(parameters)
+        self.small = {name: p for name, p in parameters.items() if p.numel() <= EXACT}
+        self.large = {name: p for name, p in parameters.items() if p.numel() > EXACT}
         self.sums = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in parameters.items()}
         self.count = 0
         self.random = torch.Generator().manual_seed(0)
@@ -105,22 +112,27 @@ class CurvatureOf:
     def see(self, model: nn.Module, batch: Any, loss: Loss | None) -> None:
         """Takes one batch."""
         count = size(batch)
-        value = cost_of(model, batch, loss)
-        slopes = torch.autograd.grad(value, list(self.parameters.values()), create_graph=True, allow_unused=True)
         self.count += count
-        for (name, parameter), slope in zip(self.parameters.items(), slopes):
-            if slope is not None and slope.requires_grad:
-                self.sums[name] += count * self._diagonal(slope, parameter).double()
-
-    def _diagonal(self, slope: Tensor, parameter: nn.Parameter) -> Tensor:
-        if parameter.numel() <= EXACT:
-            entries = [part.diagonal(start) for start, part in _derivatives(slope, parameter)]
-            return torch.cat(entries).reshape(parameter.shape)
-        total = torch.zeros_like(parameter)
+        if self.small:
+            slopes = _slopes(cost_of(model, batch, loss), self.small, create_graph=True)
+            for name, slope in slopes.items():
+                if slope.requires_grad:
+                    entries = [part.diagonal(start) for start, part in _derivatives(slope, self.small[name])]
+                    self.sums[name] += count * torch.cat(entries).reshape(slope.shape).double()
+        if not self.large:
+            return
+        if loss is not None:
+            for example in examples(batch):
+                self._add(_slopes(cost_of(model, example, loss), self.large), 1)
+            return
+        output, half = half_curvature(call(model, inputs_of(batch)), target_of(batch))
         for _ in range(PROBES):
-            signs = torch.randint(2, parameter.shape, generator=self.random).mul_(2).sub_(1).to(parameter)
-            total += signs * _derivative((slope * signs).sum(), parameter)
-        return total / PROBES
+            signs = torch.randint(2, output.shape, generator=self.random).mul_(2).sub_(1).to(output)
+            self._add(_slopes((output * half(signs)).sum(), self.large, retain_graph=True), count / PROBES)
+
+    def _add(self, slopes: Mapping[str, Tensor], factor: float) -> None:
+        for name, slope in slopes.items():
+            self.sums[name].add_(slope.double().square(), alpha=factor)
 
     def result(self, name: str) -> Tensor | None:
         """Returns what was seen.
@@ -129,6 +141,11 @@ class CurvatureOf:
             DataError: it isn't finite.
         """
         return _finite(self.sums[name], name) / self.count if self.count else None
+
+
+def _slopes(value: Tensor, parameters: Mapping[str, nn.Parameter], **how: Any) -> dict[str, Tensor]:
+    found = torch.autograd.grad(value, list(parameters.values()), allow_unused=True, **how)
+    return {name: slope for name, slope in zip(parameters, found) if slope is not None}
 
 
 def _finite(total: Tensor, name: str) -> Tensor:

@@ -20,9 +20,10 @@ NAME = "prune/obd"
 class OBD(Sparse):
     """Saliency s = h w^2 / 2, with h the second derivative of the cost (LeCun, Denker & Solla 1990).
 
-    It assumes a minimum (no slope), a diagonal Hessian and a quadratic cost. h is the diagonal of the Hessian itself
-    (exact for small weights, else estimated by random vectors), negative entries counted as 0, or the mean square of
-    each example's gradient (the empirical Fisher matrix), which is never negative.
+    It assumes a minimum (no slope), a diagonal Hessian and a quadratic cost. h is the diagonal of the Hessian: itself
+    for weights of up to 64 numbers, negative entries counted as 0, else that of its Gauss-Newton part, the paper's
+    Levenberg-Marquardt approximation, estimated by random signs; or the mean square of each example's gradient (the
+    empirical Fisher matrix). The last two are never negative.
 
     Attributes:
         curvature: `"hessian"` or `"fisher"`.
