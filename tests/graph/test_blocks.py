@@ -259,3 +259,11 @@ def test_blocks_of_a_stranger_are_refused() -> None:
     for name in ("", "nothing", "body.9"):
         with pytest.raises(ModelError, match="removes the block"):
             apply_cuts(model, Cuts(blocks=(Skip(name),)))
+
+
+def test_a_norm_behind_the_sum_keeps_the_block_whole() -> None:
+    """Without its branch a post-norm layer is norm(x), not x."""
+    layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True)
+    found = blocks(nn.Sequential(nn.Linear(4, 8), layer, nn.Linear(8, 2)).eval(), torch.randn(2, 5, 4))
+    reason = next(block.reason for block in found if block.name == "1")
+    assert reason == "1.norm1.weight works on its sum (post-norm), and would be left alone without the branch"

@@ -495,12 +495,13 @@ def test_a_mistake_is_not_hidden_by_a_branch_that_is_nearly_zero() -> None:
     assert smaller.a.out_features == 6
 
 
-@pytest.mark.parametrize("name", ["residual", "attention", "recurrent"])
+@pytest.mark.parametrize("name", ["residual", "attention", "recurrent", "picked"])
 def test_file_loads_without_the_class_and_into_a_fresh_model(name: str, tmp_path: object) -> None:
     make, x = {
         "residual": (Residual, torch.rand(2, 3, 8, 8)),
         "attention": (lambda: Attention(True), torch.rand(2, 5, 24)),
         "recurrent": (lambda: Recurrent(nn.LSTM, True), torch.randint(0, 11, (2, 5))),
+        "picked": (lambda: Picked(True), torch.rand(2, 3, 4, 4)),
     }[name]
     model = shaken(make())
     once, _ = lilliput.cut(model, 0.3, x)
@@ -831,3 +832,29 @@ def test_gated_convolution() -> None:
     smaller, _ = check(GatedConvolution(), torch.rand(2, 3, 6, 6))
     assert (smaller.a.out_channels, smaller.c.groups, smaller.b.in_channels) == (12, 2, 6)
     assert smaller.sizes == (6, 4, 2)
+
+
+class Picked(nn.Module):
+    """Channels by indices that the model holds, as learned groups do (CondenseNet); some are picked twice."""
+
+    def __init__(self, select: bool) -> None:
+        super().__init__()
+        self.select = select
+        self.a, self.norm = nn.Conv2d(3, 10, 1), nn.BatchNorm2d(8)
+        self.register_buffer("index", torch.tensor([4, 1, 9, 1, 0, 7, 3, 3]))
+        self.b, self.c = nn.Conv2d(8, 12, 1, groups=2), nn.Conv2d(12, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        x = torch.index_select(x, 1, self.index) if self.select else x[:, self.index]
+        return self.c(F.relu(self.b(F.relu(self.norm(x)))))
+
+
+@pytest.mark.parametrize("select", [True, False])
+def test_what_is_picked_by_held_indices_can_go(select: bool) -> None:
+    smaller, cuts = check(Picked(select), torch.rand(2, 3, 4, 4))
+    assert (smaller.a.out_channels, smaller.norm.num_features, smaller.b.in_channels) == (10, 4, 4)
+    assert smaller.c.in_channels == 6
+    kept = next(cut.kept for cut in cuts.cuts if cut.parameter == "index")
+    assert smaller.index.tolist() == [[4, 1, 9, 1, 0, 7, 3, 3][place] for place in kept]
+    assert any("a.weight: kept whole because" in line and "picks some of them" in line for line in cuts.lines)

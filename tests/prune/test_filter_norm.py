@@ -3,10 +3,12 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from lilliput.core.errors import MethodError
 from lilliput.core.packed import unpack
 from lilliput.core.recipe import Recipe, Rule
+from lilliput.observe.collect import collect
 from lilliput.prune.filter_norm import FilterNorm
 from lilliput.prune.sparse import mask_of
 from lilliput.testing.spread import gaussian
@@ -55,7 +57,7 @@ def chain():
 def test_greedy_leaves_out_what_reads_lost_filters():
     def kept(greedy):
         rule = Rule(layers="conv2d", steps=(FilterNorm(sparsity=0.5, greedy=greedy),))
-        artifact = compress(chain(), Recipe((rule,)))
+        artifact = compress(chain(), Recipe((rule,)), torch.rand(1, 3, 7, 7), remove_dead=False)
         return [rows(artifact.weights[f"{i}.weight"]).tolist() for i in range(2)]
 
     alone, greedy = kept(False), kept(True)
@@ -65,21 +67,81 @@ def test_greedy_leaves_out_what_reads_lost_filters():
     assert sum(greedy[1]) == 3
 
 
+def greedily(model, data, sparsity=0.5):
+    """The steps that a greedy rule for all layers gives each of them."""
+    method = FilterNorm(sparsity=sparsity, greedy=True)
+    values = {name: value.detach() for name, value in model.named_parameters() if value.ndim > 1}
+    return method.allot(values, collect(model, dict.fromkeys(values, method.needs), [data]))
+
+
+def gone(weight, step):
+    return [i for i, kept in enumerate(rows(step.pack(weight)).tolist()) if not kept]
+
+
 def test_greedy_counts_each_map_after_flattening():
-    steps = FilterNorm(sparsity=0.5, greedy=True).allot(
-        {name: value for name, value in chain().state_dict().items() if value.ndim > 1}, {}
-    )
-    lost = [i for i, kept in enumerate(rows(steps["1.weight"].pack(chain()[1].weight)).tolist()) if not kept]
+    model = chain()
+    steps = greedily(model, torch.rand(1, 3, 7, 7))
+    lost = gone(model[1].weight, steps["1.weight"])
     assert steps["0.weight"].lost == ()
     assert steps["1.weight"].lost == (1, 3)
     assert steps["3.weight"].lost == tuple(i for channel in lost for i in range(9 * channel, 9 * channel + 9))
 
 
+class Disordered(nn.Module):
+    """Written down from the last layer to the first; two layers read one, a sum of two is read by another."""
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.after = nn.Linear(24, 4), nn.Conv2d(6, 6, 1)
+        self.right, self.left = nn.Conv2d(8, 6, 3, padding=1), nn.Conv2d(8, 6, 1)
+        self.norm, self.stem = nn.BatchNorm2d(8), nn.Conv2d(2, 8, 3)
+
+    def forward(self, x):
+        x = functional.max_pool2d(functional.relu(self.norm(self.stem(x))), 2)
+        x = functional.adaptive_avg_pool2d(self.after(self.left(x) + self.right(x)).relu(), 2)
+        return self.head(x.flatten(1))
+
+
+def test_greedy_goes_the_way_of_the_data_not_of_the_rule():
+    torch.manual_seed(0)
+    model = Disordered().eval()
+    steps = greedily(model, torch.rand(2, 2, 8, 8))
+    assert list(steps) == [name for name, value in model.named_parameters() if value.ndim > 1]
+    lost = tuple(gone(model.stem.weight, steps["stem.weight"]))
+    assert len(lost) == 4
+    assert steps["left.weight"].lost == steps["right.weight"].lost == lost
+    assert steps["stem.weight"].lost == steps["after.weight"].lost == ()
+    channels = gone(model.after.weight, steps["after.weight"])
+    assert steps["head.weight"].lost == tuple(i for channel in channels for i in range(4 * channel, 4 * channel + 4))
+
+
+def test_greedy_knows_nothing_of_a_layer_that_is_called_with_several():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.shared = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.shared(self.shared(self.first(x)))
+
+    assert greedily(Twice(), torch.rand(2, 4))["shared.weight"].lost == ()
+
+
+def test_greedy_goes_along_the_last_dimension_of_linear_layers():
+    model = nn.Sequential(nn.Linear(4, 6), nn.GELU(), nn.LayerNorm(6), nn.Linear(6, 3))
+    steps = greedily(model, torch.rand(2, 5, 4))
+    assert steps["3.weight"].lost == tuple(gone(model[0].weight, steps["0.weight"]))
+
+
+def test_greedy_needs_data():
+    with pytest.raises(MethodError, match="needs"):
+        compress(chain(), Recipe((Rule(layers="conv2d", steps=(FilterNorm(sparsity=0.5, greedy=True),)),)))
+
+
 def test_a_single_layer_is_the_same_either_way():
-    weight = gaussian(9, 4, 3, 3)
-    greedy = FilterNorm(sparsity=0.4, greedy=True)
-    step = greedy.allot({"a": weight}, {})["a"]
-    assert torch.equal(mask_of(step.pack(weight)), mask_of(FilterNorm(sparsity=0.4).pack(weight)))
+    model = nn.Conv2d(4, 9, 3)
+    step = greedily(model, torch.rand(1, 4, 5, 5), 0.4)["weight"]
+    assert torch.equal(mask_of(step.pack(model.weight)), mask_of(FilterNorm(sparsity=0.4).pack(model.weight)))
 
 
 @pytest.mark.parametrize("wrong", [{"norm": 3}, {"greedy": True, "scope": "global"}, {"sparsity": 1.0}])

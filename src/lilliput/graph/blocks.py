@@ -2,7 +2,8 @@
 
 A sum x + f(x) is x where f gives zero. If all that a module holds is in such branches, the module can be replaced by
 one that gives back its input, followed by the ReLU behind the sum if there is one. As with channels, removing is
-verified: the smaller model must compute what the graph computes with x in the place of the sum.
+verified: the smaller model must compute what the graph computes with x in the place of the sum. A layer that works on
+the sum, as the norm of a post-norm transformer, is no part of the branch: norm(x) isn't x, so such blocks stay whole.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from lilliput.core.cut import Skip
 from lilliput.core.errors import MethodError
 from lilliput.graph.bounds import first_line
 from lilliput.graph.cut import Cuts, apply_cuts, compose, note_cuts, noted_cuts
-from lilliput.graph.ir import Graph, InputRef, NodeRef, map_node, map_refs
+from lilliput.graph.ir import Graph, InputRef, NodeRef, TensorRef, map_node, map_refs
 from lilliput.graph.layers import arguments_of
 from lilliput.graph.ranking import Score, score_of
 from lilliput.graph.run import GraphModule, bind_example
@@ -214,7 +215,7 @@ class _Finder:
         block = Block(name, sums, tuple(sorted(gone)), skip)
         rest = [other for other in self.graph.tensors if other.startswith(f"{name}.") and other not in gone]
         if rest:
-            return replace(block, reason=f"{rest[0]} is not in a branch that can be left out")
+            return replace(block, reason=self.why_not(rest[0], sums))
         if any(not other.startswith(f"{name}.") for other in gone if other in self.own):
             return replace(block, reason="its branch uses weights from elsewhere")
         if not isinstance(self.model, GraphModule):
@@ -226,6 +227,14 @@ class _Finder:
             block = replace(block, skip=replace(skip, packed=given[1]))
         trouble = self.trouble([block])
         return replace(block, reason=trouble) if trouble else block
+
+    def why_not(self, weight: str, sums: Sequence[tuple[int, Any]]) -> str:
+        """Why a module's weight isn't in a branch; most often it is a norm behind the sum."""
+        after = {NodeRef(index) for index, _ in sums}
+        for node in self.graph.nodes:
+            if TensorRef(weight) in node.refs() and after & set(node.refs()):
+                return f"{weight} works on its sum (post-norm), and would be left alone without the branch"
+        return f"{weight} is not in a branch that can be left out"
 
     def ends(self, given: Tensor, index: int) -> bool:
         """Whether what a module gave is the value of a sum, or the ReLU of it."""

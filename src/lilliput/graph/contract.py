@@ -9,7 +9,7 @@ import numpy as np
 
 from lilliput.graph.atoms import Label
 from lilliput.graph.flow import Axes, Flow, Rule, short
-from lilliput.graph.ir import Node
+from lilliput.graph.ir import Node, TensorRef
 
 Bound = Mapping[str, Any]
 
@@ -139,14 +139,23 @@ def embedding(flow: Flow, node: Node, bound: Bound) -> Axes:
 
 
 def indexed(flow: Flow, node: Node, bound: Bound) -> Any:
-    """`x[index]`: dimensions that are indexed can't be cut, the others go on."""
+    """`x[index]`: dimensions that are indexed can't be cut, the others go on.
+
+    Indices that the model holds as a vector are cut like a weight: what they pick from stays whole, but not every pick
+    has to stay.
+    """
     x: Axes = flow.of(bound["self"])
     if short(node.operator) == "index_select":
         d = int(bound["dim"]) % len(x.shape)
         flow.atoms.block(x.labels[d], "index_select picks some of them")
-        flow.block(flow.of(bound["index"]), "they are indices")
-        return Axes(flow.result, tuple(None if place == d else label for place, label in enumerate(x.labels)))
+        picks = _picks(flow, bound["index"])
+        return Axes(flow.result, tuple(picks if place == d else label for place, label in enumerate(x.labels)))
     given = [flow.of(item) for item in bound["indices"]]
+    held = [place for place, index in enumerate(given) if index is not None]
+    if len(held) == 1 and len(given[held[0]].shape) == 1:
+        flow.atoms.block(x.labels[held[0]], "an index picks some of them")
+        picks = _picks(flow, bound["indices"][held[0]])
+        return Axes(flow.result, tuple(picks if place == held[0] else label for place, label in enumerate(x.labels)))
     for index, label in zip(given, x.labels):
         if index is not None:
             flow.block(index, "they are indices")
@@ -156,6 +165,15 @@ def indexed(flow: Flow, node: Node, bound: Bound) -> Any:
     count = len(flow.result) - len(rest)
     begin = places[0] if places == list(range(places[0], places[-1] + 1)) else 0
     return Axes(flow.result, (*rest[:begin], *(None,) * count, *rest[begin:]))
+
+
+def _picks(flow: Flow, index: Any) -> Label | None:
+    """The label of a vector of indices that is a tensor of the model; None, and blocked, if it is computed."""
+    axes = flow.of(index)
+    if isinstance(index, TensorRef) and axes.labels:
+        return axes.labels[0]  # type: ignore[no-any-return]
+    flow.block(axes, "they are indices")
+    return None
 
 
 def recurrent(flow: Flow, node: Node, bound: Bound) -> list[Axes]:

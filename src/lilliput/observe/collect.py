@@ -23,6 +23,7 @@ from lilliput.observe.gradients import CurvatureOf, EvaluateOf, GradientsOf, Hes
 from lilliput.observe.inputs import GramOf, MomentsOf, SamplesOf
 from lilliput.observe.outputs import OutputsOf, PeaksOf, PooledOf, TaylorOf
 from lilliput.observe.ranges import HistogramOf, RangeOf
+from lilliput.observe.sources import SourcesOf
 
 OF_LAYERS: dict[str, Callable[[], Observer]] = {
     "inputs": MomentsOf,
@@ -48,6 +49,7 @@ OF_MODELS: dict[str, Callable[[Mapping[str, nn.Parameter]], ModelObserver]] = {
     "curvature": CurvatureOf,
     "hessian": HessianOf,
     "evaluate": EvaluateOf,
+    "source": SourcesOf,
 }
 """Needs that the whole model meets, for weights of every kind."""
 
@@ -86,7 +88,7 @@ def collect(
             (`observe.inputs.Moments`), `"gram"` (`observe.inputs.Gram`), `"samples"` (`observe.inputs.Samples`),
             `"correlation"`, `"outputs"`, `"pooled"`, `"peaks"`, `"taylor"` (`observe.outputs`); of any layer
             `"range"`, `"histogram"` (`observe.ranges`); of any weight `"gradient"`, `"curvature"`, `"hessian"`,
-            `"evaluate"` (`observe.gradients`).
+            `"evaluate"` (`observe.gradients`), `"source"` (`observe.sources`).
         data: any iterable of inputs, (inputs, targets) or dicts, or one tensor; gone through once.
         loss: `loss(output, target)`, the mean over the examples, for needs that ask for a cost; see `observe.cost`.
 

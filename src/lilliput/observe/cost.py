@@ -68,14 +68,13 @@ def half_curvature(output: Any, target: Any) -> tuple[Tensor, Callable[[Tensor],
     found = next(tensors(output))
     if target.shape == found.shape:
         return found, lambda vector: vector * (2 / found.numel()) ** 0.5
-    part = found.detach().softmax(1)
+    part: Tensor = found.detach().softmax(1)
     root, asked = part.sqrt(), (target != -100).unsqueeze(1)
-    scale = asked / asked.sum().clamp(min=1).sqrt()
+    scale: Tensor = asked / asked.sum().clamp(min=1).sqrt()
 
     def half(vector: Tensor) -> Tensor:
         turned = root * vector
-        inner: Tensor = turned - part * turned.sum(1, keepdim=True)
-        return inner * scale.to(vector)
+        return (turned - part * turned.sum(1, keepdim=True)) * scale.to(vector)
 
     return found, half
 

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from lilliput.core.errors import MethodError
 from lilliput.core.method import WeightMethod
+from lilliput.core.stats import needed
+from lilliput.observe.sources import Source
 from lilliput.prune.sparse import Sparse, mask_of
 from lilliput.solve.groups import as_matrix, axes_within
 from lilliput.solve.shrinkage import group_norms
@@ -23,10 +25,12 @@ class FilterNorm(Sparse):
     """Keeps the filters of largest norm (Li et al. 2017, arXiv 1608.08710): s_n = sum |W[n]|, or the root of squares.
 
     `greedy` leaves out the kernels that read a filter which the layer before lost; otherwise each layer is judged by
-    itself. The layer before is the one before in the rule, if its outputs are this one's inputs: in a residual
-    network write a rule for each chain of layers that feed one another, and leave out what an identity shortcut
-    joins, as the paper does (it prunes the first layer of each block alone). Sensitive layers get a rule of their own
-    with a smaller sparsity, or without steps; `lilliput sensitivity` finds them.
+    itself. Which layer is before is seen as one batch of data runs through the network, so greedy needs data: a layer
+    whose inputs are not the outputs of one layer of the rule, through norms, activations, pooling and flattening
+    alone (as behind a residual sum, of which nothing is lost with one filter) is judged by itself. Of layers that an
+    identity shortcut joins leave out the last, as the paper does (it prunes the first layer of each block alone).
+    Sensitive layers get a rule of their own with a smaller sparsity, or without steps; `lilliput sensitivity` finds
+    them.
 
     Attributes:
         norm: 1 or 2.
@@ -50,6 +54,8 @@ class FilterNorm(Sparse):
             raise MethodError(
                 f"{NAME}: greedy goes from layer to layer, scope = 'global' ranks all at once: choose one"
             )
+        if self.greedy:
+            object.__setattr__(self, "needs", frozenset({"source"}))
 
     def score(self, weight: Tensor, stats: Any = None) -> Tensor:
         """Returns for each weight the norm of its filter, divided by the number of its weights."""
@@ -71,19 +77,32 @@ class FilterNorm(Sparse):
         return bool(self.sparsity) and (self.greedy or self.scope == "global")
 
     def allot(self, weights: Mapping[str, Tensor], stats: Mapping[str, Any]) -> dict[str, WeightMethod]:
-        """Goes through the layers in order; each is told which of its inputs the one before has lost."""
+        """Goes through the layers as data does; each is told which of its inputs the one before has lost."""
         if not self.greedy:
             return super().allot(weights, stats)
+        sources = {name: needed(stats.get(name), "source", NAME) for name in weights}
         steps: dict[str, WeightMethod] = {}
-        gone: list[int] = []
-        outputs = 0
-        for name, weight in weights.items():
-            inputs = weight.shape[1] if weight.ndim > 1 else 0
-            # After flattening, each map is so many inputs side by side.
-            each = inputs // outputs if outputs and inputs % outputs == 0 else 0
-            lost = tuple(i for channel in gone for i in range(channel * each, (channel + 1) * each))
+        gone: dict[str, list[int]] = {}
+        for name in _in_order(sources):
+            source: Source = sources[name]
+            channels = gone.get(source.weight or "", [])
+            lost = tuple(i for channel in channels for i in range(channel * source.each, (channel + 1) * source.each))
             step = replace(self, greedy=False, lost=lost)
             steps[name] = step
+            weight = weights[name]
             kept = mask_of(step.pack(weight)).flatten(1).any(1) if weight.ndim > 1 else torch.ones(0)
-            gone, outputs = (~kept.bool()).nonzero().flatten().tolist(), len(kept)
-        return steps
+            gone[name] = (~kept.bool()).nonzero().flatten().tolist()
+        return {name: steps[name] for name in weights}
+
+
+def _in_order(sources: Mapping[str, Source]) -> list[str]:
+    """Names, each behind the one whose outputs it reads if that is among them."""
+    order: dict[str, None] = {}
+    for name in sources:
+        chain: list[str] = []
+        at: str | None = name
+        while at is not None and at in sources and at not in order and at not in chain:
+            chain.append(at)
+            at = sources[at].weight
+        order |= dict.fromkeys(reversed(chain))
+    return list(order)
