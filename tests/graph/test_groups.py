@@ -835,14 +835,14 @@ def test_gated_convolution() -> None:
 
 
 class Picked(nn.Module):
-    """Channels by indices that the model holds, as learned groups do (CondenseNet); some are picked twice."""
+    """Channels by indices that the model holds, as CondenseNet does; some are picked twice."""
 
     def __init__(self, select: bool) -> None:
         super().__init__()
         self.select = select
         self.a, self.norm = nn.Conv2d(3, 10, 1), nn.BatchNorm2d(8)
         self.register_buffer("index", torch.tensor([4, 1, 9, 1, 0, 7, 3, 3]))
-        self.b, self.c = nn.Conv2d(8, 12, 1, groups=2), nn.Conv2d(12, 2, 1)
+        self.b, self.c = nn.Conv2d(8, 12, 1), nn.Conv2d(12, 2, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.a(x)
