@@ -2,6 +2,8 @@
 
 import pytest
 
+import lilliput
+
 SHAPE = ("--input", "1x1x8x8")
 
 
@@ -52,3 +54,31 @@ def test_refusals(call, net, folder):
         assert message in ran.error
     (folder / "bad.toml").write_text("rows = 0")
     assert "lacks the table [energy]" in call("hardware", net("build"), *SHAPE, "--device", "bad.toml").error
+
+
+def test_a_picture(call, net, compressed, tmp_path):
+    target = tmp_path / "energy.svg"
+    ran = call("hardware", net("build"), *SHAPE, "--compressed", compressed, "--picture", target)
+    assert ran.code == 0, ran.error
+    assert target.read_text().startswith("<svg ")
+    assert call("hardware", net("build"), *SHAPE, "--picture", tmp_path / "energy.png").code == 2
+
+
+def test_energy_in_plans(call, net, monkeypatch):
+    asked = []
+    monkeypatch.setattr("lilliput.plan", lambda model, budget, *_, **__: asked.append(budget) or lilliput.Recipe())
+    ran = call("plan", net("build"), *SHAPE, "--energy", "60%", "--device", "tpu_v1")
+    assert ran.code == 0, ran.error
+    assert asked == [lilliput.Budget(energy="60%", device="tpu_v1")]
+    assert call("plan", net("build"), "--energy", "60%").code == 2
+    assert call("plan", net("build"), *SHAPE, "--energy", "some").code == 2
+    assert call("plan", net("build"), *SHAPE, "--device", "eyeriss").code == 2
+
+
+def test_energy_in_reports(call, net, compressed, tmp_path):
+    page = tmp_path / "report.html"
+    words = ("report", compressed, "--device", "eyeriss", "-o", page)
+    assert call(*words).code == 2
+    ran = call(*words, "--model", net("build"))
+    assert ran.code == 0, ran.error
+    assert "Energy on eyeriss" in page.read_text()

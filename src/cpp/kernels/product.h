@@ -15,6 +15,8 @@ constexpr int kManyRows = 6;
 constexpr int kFewRows = 4;
 #endif
 
+constexpr int64_t kAhead = 32;  // steps that B is fetched ahead
+
 struct Left {
   const float* a;
   int64_t row, step;  // from one row, and from one d, to the next
@@ -56,6 +58,11 @@ void product(int64_t depth, const Left& left, const Right& right, const Result& 
 #pragma GCC unroll 4
       for (int j = 0; j < Vectors; ++j) sum[i][j] = fma(one, row[j], sum[i][j]);
     }
+#if defined(__GNUC__)
+    // The processor's own prefetching ends at each page.
+#pragma GCC unroll 4
+    for (int j = 0; j < Vectors; ++j) __builtin_prefetch(b + kAhead * right.step + j * b_vector, 0, 2);
+#endif
     a += left.step;
     b += right.step;
   }

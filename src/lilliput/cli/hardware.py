@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,11 +11,18 @@ from cyclopts import Parameter
 from lilliput.cli import parameters, terminal
 
 
+@dataclass(frozen=True)
+class Given:
+    """What is given along with the model."""
+
+    weights: parameters.Weights = None
+    input: parameters.Inputs = None
+
+
 def hardware(
     model: parameters.Model,
     *,
-    weights: parameters.Weights = None,
-    input: parameters.Inputs = None,
+    given: Annotated[Given, Parameter(name="*")] = Given(),
     device: Annotated[
         str, Parameter(help="eyeriss, eyeriss_256, tpu_v1, phone_cpu, this (measured), or a .toml file of your own.")
     ] = "eyeriss",
@@ -22,6 +30,9 @@ def hardware(
     compressed: Annotated[
         Path | None,
         Parameter(help="A file made of the model: what it costs is told beside it, with its bits and zeros."),
+    ] = None,
+    picture: Annotated[
+        Path | None, Parameter(help="Also draw the energy of each layer by level, as .svg; one dataflow.")
     ] = None,
     json: parameters.Json = False,
 ) -> None:
@@ -33,14 +44,17 @@ def hardware(
     from lilliput.cli import inputs, sources
     from lilliput.hardware.dataflow import FLOWS
 
-    example = inputs.inputs_of(input)
+    example = inputs.inputs_of(given.input)
     if example is None:
         raise terminal.UsageError("give --input: the cost of a layer depends on the size of what goes into it")
+    if picture is not None:
+        terminal.check_outputs(picture, sources=[given.weights, compressed])
+        terminal.check_ending(picture, ".svg")
     chosen = _device(device)
     flows = list(FLOWS) if dataflow == "all" else [dataflow or chosen.dataflow]
     with terminal.working("assessing the layers"):
-        given = parameters.Around(weights=weights, input=input)
-        network, _, _ = sources.loaded(model, given, example)
+        around = parameters.Around(weights=given.weights, input=given.input)
+        network, _, _ = sources.loaded(model, around, example)
         found, notes = _assessed(network, example, chosen, flows, {})
         after = None
         if compressed is not None:
@@ -49,9 +63,11 @@ def hardware(
             from lilliput.search.layers import code_bits
 
             artifact = read(compressed)
-            smaller = fill(sources.model_of(model, weights), artifact)
+            smaller = fill(sources.model_of(model, given.weights), artifact)
             after, more = _assessed(smaller, example, chosen, flows, code_bits(artifact.weights))
             notes += [note for note in more if note not in notes]
+    if picture is not None:
+        _draw(picture, chosen, found[flows[0]], after[flows[0]] if after else None)
     if json:
         terminal.show_json(_told(chosen, found, after, notes))
         return
@@ -59,6 +75,28 @@ def hardware(
         _show(chosen, flow, found[flow], after[flow] if after else None)
     for note in notes:
         terminal.say(note)
+
+
+def _draw(path: Path, device: Any, before: Any, after: Any) -> None:
+    """Writes the picture that the report also has, with colours of its own."""
+    from lilliput.file.atomic import write_text
+    from lilliput.hardware.energy import LEVELS
+    from lilliput.report.energy import Bill, Spent
+    from lilliput.report.html import energy_picture, standalone
+
+    def parts(rows: Any) -> dict[str, dict[str, float]]:
+        found: dict[str, dict[str, float]] = {}
+        for row in rows or []:
+            held = found.setdefault(row.layer.name, {})
+            for part in ("arithmetic", *LEVELS):
+                value = getattr(row.energy, part)
+                held[part] = held.get(part, 0.0) + (value if part == "arithmetic" else value.total)
+        return found
+
+    first, second = parts(before), parts(after)
+    names = dict.fromkeys([*first, *second])
+    layers = {name: Spent(first.get(name, {}), second.get(name, {})) for name in names}
+    write_text(path, standalone(energy_picture(Bill(device.name, device.costs.unit, layers))))
 
 
 def _device(name: str) -> Any:

@@ -26,6 +26,8 @@ class Asked:
         str | None, Parameter(help="Most multiplications for one input: '300M', '50%', '2x fewer'; channels are cut.")
     ] = None
     parameters: Annotated[str | None, Parameter(help="Most parameters, likewise.")] = None
+    energy: Annotated[str | None, Parameter(help="Most energy for one input on --device: '40%', '3x less'.")] = None
+    device: Annotated[str, Parameter(help="Of --energy: see lilliput hardware.")] = "eyeriss"
 
 
 def plan(
@@ -49,12 +51,16 @@ def plan(
     from lilliput.cli import inputs, sources
     from lilliput.core.recipe import to_data
 
-    if asked == Asked():
-        raise terminal.UsageError("give a budget: --size '1 MB', --max-drop 0.005, --macs 50%, --parameters 1M")
+    if asked == Asked(device=asked.device):
+        raise terminal.UsageError(
+            "give a budget: --size '1 MB', --max-drop 0.005, --energy 40%, --macs 50%, --parameters 1M"
+        )
     if asked.max_drop is not None and given.evaluate is None:
         raise terminal.UsageError("--max-drop needs --evaluate, which measures the drop")
     if (asked.macs or asked.parameters) and given.data is None and given.input is None:
         raise terminal.UsageError("--macs and --parameters cut channels: give --data or --input")
+    if asked.energy and given.data is None and given.input is None:
+        raise terminal.UsageError("--energy depends on the sizes of what goes into layers: give --data or --input")
     budget = _budget(asked)
     terminal.check_outputs(output, sources=[given.weights, model.rpartition(":")[0]])
     example = inputs.inputs_of(given.input)

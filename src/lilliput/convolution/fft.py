@@ -64,17 +64,22 @@ class Fft:
         )
 
     def prepare(self, weight: Tensor, layer: Layer) -> Tensor:
-        """Returns conj(F(w)), (groups, filters / groups, channels / groups, n1, n2 / 2 + 1), complex."""
-        return self._spectrum(weight, layer).conj().resolve_conj()
+        """Returns conj(F(w)), (groups, n1 (n2 / 2 + 1), channels / groups, filters / groups), complex."""
+        spectra = self._spectrum(weight, layer).flatten(3).permute(0, 3, 2, 1)
+        return spectra.conj().resolve_conj().contiguous()
 
     def run(self, x: Tensor, prepared: Tensor, layer: Layer, bias: Tensor | None = None) -> Tensor:
-        """Returns the convolution; see `contract.Algorithm`."""
+        """Returns the convolution; see `contract.Algorithm`. At each frequency it is a product of matrices."""
         steps, lengths = self._steps(layer), self._lengths(layer)
         down, across = self._tiles(layer)
+        half = lengths[0], lengths[1] // 2 + 1
         dense = x.new_empty(layer.batch, layer.filters, down * steps[0], across * steps[1])
         for row in range(down):
             spectra = torch.fft.rfft2(grouped(self._row(x, row, layer), layer), s=lengths)
-            product = torch.einsum("ngctuv,gkcuv->ngktuv", spectra, prepared)
+            # groups, frequencies, images and tiles, channels
+            spectra = spectra.permute(1, 4, 5, 0, 3, 2).reshape(layer.groups, half[0] * half[1], -1, prepared.shape[2])
+            product = (spectra @ prepared).reshape(layer.groups, *half, layer.batch, across, -1)
+            product = product.permute(3, 0, 5, 4, 1, 2).contiguous()
             found = torch.fft.irfft2(product, s=lengths)[..., : steps[0], : steps[1]].flatten(1, 2)
             place = dense[:, :, row * steps[0] : (row + 1) * steps[0]]
             place.copy_(found.permute(0, 1, 3, 2, 4).flatten(3))
@@ -110,8 +115,8 @@ class Fft:
 
     @classmethod
     def choices(cls) -> tuple[Fft, ...]:
-        """The whole input, and tiles of 16 and 32."""
-        return (cls(), cls(16), cls(32))
+        """The whole input, and tiles of 24 and 48."""
+        return (cls(), cls(24), cls(48))
 
     def _lengths(self, layer: Layer) -> tuple[int, int]:
         """Lengths of the transform: of a tile, or what the padded input needs."""

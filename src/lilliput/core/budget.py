@@ -29,6 +29,9 @@ class Budget:
         macs: most multiplications with addition for one input, as a number or as text: `"300M"`, `"1.2G"`, or a part of
             the uncompressed network's, `"50%"`, `"0.5x"`, `"2x fewer"`.
         parameters: most parameters, in the same words.
+        energy: most energy for one input on `device`, in the device's unit, or a part of the uncompressed network's:
+            `"40%"`, `"0.4x"`, `"3x less"`.
+        device: on which, one of `hardware/devices` or a `.toml` file.
 
     >>> Budget(size="1.5 MB").bytes(original=10_000_000)
     1500000
@@ -42,12 +45,16 @@ class Budget:
     max_drop: float | None = None
     macs: int | str | None = None
     parameters: int | str | None = None
+    energy: float | str | None = None
+    device: str = "eyeriss"
 
     def __post_init__(self) -> None:
         if self.size is not None:
             self.bytes(original=1 << 40)
         for what in self.counts:
             self.count(what, original=1 << 40)
+        if self.energy is not None:
+            self.energies(original=1.0)
         if self.max_drop is not None and not 0 <= self.max_drop < float("inf"):
             raise BudgetError(f"max_drop = {self.max_drop} must be zero or more, in the units of your metric")
 
@@ -83,6 +90,34 @@ class Budget:
         if not 1 <= number < 2**63:
             raise BudgetError(f"{words} is {number:.3g}: no network has as many")
         return int(number)
+
+    def energies(self, original: float) -> float:
+        """Returns the most energy, in the device's unit.
+
+        Args:
+            original: of the uncompressed network, for a part of it.
+
+        Raises:
+            BudgetError: none is asked for, or it can't be read.
+
+        >>> Budget(energy="3x less").energies(original=600.0)
+        200.0
+        """
+        words = f"energy = {self.energy!r}"
+        found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE][0-9]+)?)\s*([xX%]?)(\s*less)?\s*", str(self.energy))
+        if (
+            self.energy is None
+            or isinstance(self.energy, bool)
+            or found is None
+            or (found[3] and found[2] in ("", "%"))
+        ):
+            raise BudgetError(f"{words} can't be read; write it as a number, '40%', '0.4x' or '3x less'")
+        number = float(found[1])
+        if not 0 < number < float("inf"):
+            raise BudgetError(f"{words}: no network takes so little")
+        if not found[2]:
+            return number
+        return original / number if found[3] else original * number / (100 if found[2] == "%" else 1)
 
     def bytes(self, original: int) -> int:
         """Returns the size in bytes.

@@ -22,8 +22,11 @@ PANEL = 16
 OUTPUTS = (2, 4, 6)
 """Edges of a tile that there are kernels for."""
 
-LEAST, MOST = 3 << 18, 6 << 20
-"""Bytes of workspace: enough for the products to be long, few enough for a cache."""
+LEAST, USUAL, MOST = 3 << 18, 3 << 19, 8 << 20
+"""Bytes of workspace: for weights that stay in a cache of their own; for larger ones; for a layer in a single block."""
+
+LIGHT, HEAVY = 1 << 20, 4 << 20
+"""Bytes of transformed weights: up to which they stay in the cache, from which one block is worth a large workspace."""
 
 CHANNELS = 32
 """Channels and filters from which the products outweigh the transforms."""
@@ -72,9 +75,10 @@ class Block:
 
 
 def block_of(total: int, channels: int, filters: int, output: int) -> Block:
-    """Returns the workspace for a layer: a sixth of the transformed weights, within bounds, and what it holds.
+    """Returns the workspace for a layer.
 
-    Weights are read from memory once for each block, so that large ones want large blocks.
+    Transformed weights are read from memory once for each block. Heavy ones want a single block, if its workspace isn't
+    too large for the cache that all share; others want blocks that stay in a core's own.
 
     Args:
         total: tiles of the whole batch.
@@ -82,13 +86,14 @@ def block_of(total: int, channels: int, filters: int, output: int) -> Block:
         filters: that come out.
         output: edge of a tile.
 
-    >>> block_of(196, 256, 256, 4).floats * 4 <= MOST
-    True
+    >>> block_of(196, 256, 256, 4).tiles, block_of(49, 256, 512, 4).tiles
+    (20, 49)
     """
     places = (output + 2) ** 2
     into, out = _row(channels), _row(filters)
-    room = min(MOST, max(LEAST, places * channels * filters * 4 // 6))
-    count = min(max(PANEL, room // (places * (into + out) * 4)), max(total, PANEL))
+    each, weights = places * (into + out) * 4, places * channels * filters * 4
+    room = LEAST if weights <= LIGHT else MOST if weights >= HEAVY and total * each <= MOST else USUAL
+    count = min(max(PANEL, room // each), max(total, PANEL))
     return Block(count, into, out, places * count * (into + out))
 
 

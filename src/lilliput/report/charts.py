@@ -89,6 +89,32 @@ def text(x: float, y: float, content: str, style: str = "", anchor: str = "start
     return f'<text class="{style}" x="{number(x)}" y="{number(y)}" text-anchor="{anchor}">{escaped(content)}</text>'
 
 
+def levels(rows: Sequence[tuple[str, Sequence[Sequence[Item]]]], title: str, label_width: float = 170) -> str:
+    """Draws for each row some thin bars under one another, each made of parts: before and after, part by part.
+
+    Args:
+        rows: a label and its bars; the parts of a bar in their order.
+        title: what the lengths are.
+        label_width: room for the labels, of 760 in all.
+    """
+    width, tail, thick = 760.0, 90.0, 10.0
+    totals = [sum(item.value for item in bar) for _, bars_ in rows for bar in bars_]
+    scale = (width - label_width - tail) / (max(totals, default=0.0) or 1.0)
+    parts, y = [], 0.0
+    for label, bars_ in rows:
+        parts.append(text(label_width - 10, y + 15, fitting(label, label_width - 14), "name", "end"))
+        for bar in bars_:
+            x = label_width
+            for item in bar:
+                length = item.value * scale
+                tip = f"{label}, {item.label}: {item.text}"
+                parts.append(rectangle(Box(x, y + 2, max(length - 0.5, 0.2), thick - 1), f"bar t{item.tone}", tip))
+                x += length
+            y += thick
+        y += 8
+    return svg(width, y, parts, title, f"{len(rows)} rows")
+
+
 def bars(items: Sequence[Item], title: str, label_width: float = 200) -> str:
     """Draws horizontal bars, one a row: the label on the left, the value in words at the bar's end.
 

@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from lilliput.core.errors import FileError
+from lilliput.core.errors import DeviceError, FileError, ModelError
 from lilliput.core.layers import ends_of, weights
 from lilliput.core.packed import Packed, unpack
 from lilliput.core.recipe import SKIPS, Recipe, Rule, step_data
@@ -30,6 +30,10 @@ from lilliput.file.write import dumps
 from lilliput.report import facts
 from lilliput.report.distribution import Distribution, distribution, reach
 from lilliput.report.facts import Stage
+
+if TYPE_CHECKING:
+    from lilliput.hardware.device import Device
+    from lilliput.report.energy import Bill
 
 VERSION = 1
 KINDS = {"linear": "linear", "addmm": "linear", "embedding": "embedding", "bilinear": "linear"}
@@ -61,6 +65,8 @@ class Layer:
         activations: how what goes into its layer is quantized, such as `uniform 8 bits affine, scale 0.02, zero 0`.
         before: how the original's values are spread, where the original is known.
         after: how they are spread now.
+        energy: its layer's for one input on the report's device, in that one's unit; None without a device.
+        energy_before: the same of the original.
     """
 
     name: str
@@ -82,6 +88,8 @@ class Layer:
     before: Distribution | None
     after: Distribution | None
     activations: str = ""
+    energy: float | None = None
+    energy_before: float | None = None
 
 
 @dataclass(frozen=True)
@@ -122,6 +130,7 @@ class Report:
         artifact: the compressed network.
         original: the network it was made of, with its weights: then each layer's values are shown before and after.
         path: the written file; without it, the bytes that would be written are counted.
+        device: energy of each layer on it is told too, before and after; needs the original, and a file with a graph.
 
     Raises:
         FileError: if `path` is no Lilliput file.
@@ -134,9 +143,14 @@ class Report:
     """
 
     def __init__(
-        self, artifact: Artifact, original: nn.Module | None = None, path: str | PathLike[str] | None = None
+        self,
+        artifact: Artifact,
+        original: nn.Module | None = None,
+        path: str | PathLike[str] | None = None,
+        device: Device | None = None,
     ) -> None:
         self.artifact = artifact
+        self.device = device
         self.original = original
         self.path = None if path is None else Path(path)
         self.notes: list[str] = [
@@ -190,6 +204,22 @@ class Report:
         return tuple(self._layer(name, value, told) for name, value in self.artifact.weights.items())
 
     @functools.cached_property
+    def energy(self) -> Bill | None:
+        """Energy before and after on the device; None without a device, and where it can't be told."""
+        if self.device is None:
+            return None
+        if self.original is None or self.artifact.graph is None:
+            self.notes.append("energy: needs the original network, and a file that holds a graph")
+            return None
+        from lilliput.report.energy import bill
+
+        try:
+            return bill(self.artifact, self.original, self.device)
+        except (ModelError, DeviceError) as error:
+            self.notes.append(f"energy: {error}")
+            return None
+
+    @functools.cached_property
     def recipe(self) -> str:
         """The recipe as TOML."""
         return self.artifact.recipe.dumps()
@@ -203,6 +233,7 @@ class Report:
             "summary": asdict(self.summary),
             "stages": [asdict(stage) for stage in self.stages],
             "layers": layers,
+            "energy": None if self.energy is None else asdict(self.energy),
             "kept": facts.notes(self.artifact.facts),
             "cuts": self._file["cuts"],
             "blocks": self._file["blocks"],
@@ -253,6 +284,7 @@ class Report:
         limit = reach(before) if before is not None and before.dtype.is_floating_point else None
         codings = {leaf["part"]: leaf["coding"] for leaf in entry["leaves"]}
         packed = isinstance(value, Packed)
+        spent = self.energy.layers.get(name.removesuffix(".weight")) if self.energy else None
         return Layer(
             name=name,
             kind=kind,
@@ -273,6 +305,8 @@ class Report:
             activations=quantized.describe() if quantized else "",
             before=None if before is None else distribution(before, limit),
             after=distribution(tensor, limit),
+            energy=sum(spent.after.values()) if spent else None,
+            energy_before=sum(spent.before.values()) if spent else None,
         )
 
 

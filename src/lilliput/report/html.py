@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import importlib.resources
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +13,13 @@ import jinja2
 from markupsafe import Markup
 
 import lilliput
+from lilliput.hardware.energy import LEVELS
 from lilliput.report import charts, facts, text
 from lilliput.report.charts import Item
 
 if TYPE_CHECKING:
     from lilliput.report.collect import Layer, Report
+    from lilliput.report.energy import Bill
 
 TONES = 6
 """Colours of the page; further methods share the last."""
@@ -65,6 +67,8 @@ def render(report: Report) -> str:
         notes=report.notes,
         tied=_tied(report),
         recipe=report.recipe,
+        bill=report.energy,
+        levels=[Legend(part, tone, "") for tone, part in enumerate(("arithmetic", *LEVELS))],
         version=lilliput.__version__,
         legend=_legend(report, tones),
         pictures=_pictures(report, tones),
@@ -150,7 +154,36 @@ def _pictures(report: Report, tones: dict[str, int]) -> dict[str, Markup]:
         "errors": charts.bars(errors, "Relative error of each layer's weights, worst first", 230) if errors else "",
         "stages": charts.bars(_stage_items(report), "Size of the file by stage", 170) if report.stages else "",
     }
+    if report.energy is not None:
+        made["energy"] = energy_picture(report.energy)
     return {name: Markup(picture) for name, picture in made.items()}
+
+
+def energy_picture(bill: Bill) -> str:
+    """Draws the energy of each layer by part, before above after; of many layers those that take the most."""
+    order = sorted(bill.layers, key=lambda name: -sum(bill.layers[name].before.values()))[:MOST_AREAS]
+
+    def bar(parts: Mapping[str, float]) -> list[Item]:
+        names = ("arithmetic", *LEVELS)
+        return [
+            Item(name, parts.get(name, 0.0), f"{text.digits(parts.get(name, 0.0) / 1e6)} million {bill.unit}", tone)
+            for tone, name in enumerate(names)
+        ]
+
+    rows = [(name, [bar(s.before), bar(s.after)]) for name, s in bill.layers.items() if name in order]
+    return charts.levels(rows, f"Energy of each layer on {bill.device}, before and after")
+
+
+def standalone(picture: str) -> str:
+    """Returns a picture as a file of its own: with the colours of the page, and what they stand for below."""
+    style = _resource("style.css")
+    colours = "".join(line for line in style.splitlines() if line.strip().startswith("--t0"))
+    rules = [f":root {{ --ink: #16191d; --soft: #5b626b; {colours.split('}')[0]} }}"]
+    rules += [line for line in style.splitlines() if line.startswith((".t0", ".t4", ".bar", "svg text"))]
+    parts = "; ".join(("arithmetic", *LEVELS))
+    note = f"<desc>From left to right in each bar: {parts}.</desc>"
+    head, rest = picture.split(">", 1)
+    return f'{head} xmlns="http://www.w3.org/2000/svg">{note}<style>{"".join(rules)}</style>{rest}'
 
 
 def _areas(report: Report, tones: dict[str, int]) -> list[Item]:

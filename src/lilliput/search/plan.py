@@ -11,11 +11,13 @@ from lilliput.core.budget import Budget
 from lilliput.core.data import inputs_of, with_example
 from lilliput.core.errors import BudgetError
 from lilliput.core.recipe import Recipe
+from lilliput.hardware.device import Device
 from lilliput.observe.divergence import Measure
 from lilliput.observe.sensitivity import Progress, take
 from lilliput.search.channels import Channels
 from lilliput.search.cost import Frame, file_bytes
 from lilliput.search.draft import Draft, Drafter
+from lilliput.search.energy import Energies, for_energy
 from lilliput.search.losses import OutputErrors, WeightErrors
 from lilliput.search.metric import Evaluate, score
 from lilliput.search.narrow import narrowed
@@ -68,10 +70,14 @@ def plan(
     width, by what narrower ones do to the outputs, measured, and by what they save. It is cut before it is given back,
     and what is left is counted. With a size besides, the smaller network is planned for that.
 
+    A budget of energy chooses among the same settings as a size, by what their bits and zeros save on a device; see
+    `search.energy`.
+
     Args:
         model: a trained network; it is not changed.
-        budget: size, largest drop of the metric, MACs, parameters, or some of them. With a size the drop is checked;
-            with a drop alone the file is made as small as the drop allows. Drops are without any training.
+        budget: size, energy, largest drop of the metric, MACs, parameters, or some of them. With a size or an energy
+            the drop is checked; with a drop alone the file is made as small as the drop allows. Drops are without any
+            training.
         data: any iterable of inputs, (inputs, targets) or dicts. Without it the plan goes by the weights' own error,
             each relative to its layer's norm, which knows nothing of which layers matter.
         evaluate: the user's metric, `evaluate(model) -> float`, higher is better; needed for `max_drop`.
@@ -93,6 +99,8 @@ def plan(
     """
     if not budget.counts:
         return draft(model, budget, data, evaluate, example=example, options=options, progress=progress).recipe
+    if budget.energy is not None:
+        raise BudgetError("energy and MACs or parameters can't be budgeted at once: plan the cut, then the rest")
     work = _Work(model, evaluate, options or Options(), progress, *with_example(data, example))
     return work.narrow(budget)
 
@@ -176,13 +184,14 @@ def draft(
 ) -> Draft:
     """Does what `plan` does, and returns with the recipe its size, predicted and written, and its estimated loss."""
     options = options or Options()
-    if budget.size is None and budget.max_drop is None:
-        raise BudgetError("the budget asks for nothing: give a size, a max_drop, MACs or parameters")
+    if budget.size is None and budget.max_drop is None and budget.energy is None:
+        raise BudgetError("the budget asks for nothing: give a size, an energy, a max_drop, MACs or parameters")
     if budget.max_drop is not None and evaluate is None:
         raise BudgetError(f"max_drop = {budget.max_drop} can't be checked without evaluate(model) -> float")
     batches = take(data, options.batches) if data is not None else []
     if example is None and batches:
         example = inputs_of(batches[0])
+    device = None if budget.energy is None else Device.load(budget.device)
     frame = Frame.of(model, example)
     # Before the long work: a metric that can't be used is found at once.
     judge = None if evaluate is None or budget.max_drop is None else Judge(evaluate, score(evaluate, model), progress)
@@ -193,10 +202,24 @@ def draft(
         else WeightErrors(space)
     )
     drafter = Drafter(space, losses, title(budget))
+    if device is not None:
+        return _frugal(drafter, budget, Energies.of(space, device), judge)
     if judge is None or budget.max_drop is None:
         return for_size(drafter, budget.bytes(frame.original))
     limit = None if budget.size is None else budget.bytes(frame.original)
     return for_drop(drafter, judge, budget.max_drop, limit, options.evaluations)
+
+
+def _frugal(drafter: Drafter, budget: Budget, energies: Energies, judge: Judge | None) -> Draft:
+    """A plan under a budget of energy, whose drop is checked."""
+    size = None if budget.size is None else budget.bytes(drafter.space.frame.original)
+    found = for_energy(drafter, energies, budget.energies(energies.original), size)
+    if judge is not None and budget.max_drop is not None and judge.drop(found) > budget.max_drop:
+        raise BudgetError(
+            f"the best plan of {budget.energy} energy loses {judge.drop(found):.4g}, more than {budget.max_drop:g}: "
+            "allow more energy, or train after it"
+        )
+    return found
 
 
 def title(budget: Budget) -> str:
@@ -209,4 +232,5 @@ def title(budget: Budget) -> str:
     drop = None if budget.max_drop is None else f"drop <= {budget.max_drop:g}"
     counts = [f"{budget.macs} MACs" if budget.macs is not None else None]
     counts += [f"{budget.parameters} parameters" if budget.parameters is not None else None]
+    counts += [f"{budget.energy} energy on {budget.device}" if budget.energy is not None else None]
     return "planned for " + ", ".join(part for part in (*counts, size, drop) if part)
