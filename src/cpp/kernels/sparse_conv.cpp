@@ -18,8 +18,10 @@ namespace {
 
 // Rows of sums that fit the registers, beside the pixels that they share.
 constexpr int kRows = kLanes == 16 ? 16 : 4;
-// Pixels of a tile, for blocks of 1, 4 and 16 outputs.
+// Pixels of a tile, for blocks of 1, 4 and 16 outputs. Of many channels a tile is narrower, so that it stays in a near cache.
 constexpr int kTile1 = kLanes == 4 ? 32 : 64, kTile4 = 2 * kLanes, kTile16 = kLanes == 16 ? 16 : 2 * kLanes;
+constexpr int kNarrow = 2 * kLanes;
+constexpr int64_t kManyChannels = 320;
 // Tiles from which on they alone are enough to divide among threads.
 constexpr int64_t kEnough = 16;
 enum Slot { kOffsets, kColumns, kPlanes, kPanels, kPanel };
@@ -147,6 +149,9 @@ struct Product {
   const float* x;  // planes, or the input itself
   float* y;
 
+  static constexpr int V = P / kLanes;
+  static constexpr int most_of(int a, int b) { return a > b ? a : b; }
+
   int64_t tiles() const { return (conv.pixels + P - 1) / P; }
   int64_t block_rows() const { return (conv.outputs + B - 1) / B; }
 
@@ -164,11 +169,13 @@ struct Product {
     }
   }
 
+  // Sums of a row of blocks over the first V vectors of a tile.
+  template <int V>
   void block_row(int64_t row, const float* pixels, const float* first, float* out, int64_t pitch) const {
     constexpr int R = B < kRows ? B : kRows;
     const int64_t from = weight.start[row], count = weight.start[row + 1] - from;
     for (int r = 0; r < B; r += R) {
-      tile<R, P / kLanes>(offset + from, weight.value + from * B + r, count, B, pixels, first + r, out + r * pitch, pitch);
+      tile<R, V>(offset + from, weight.value + from * B + r, count, B, pixels, first + r, out + r * pitch, pitch);
     }
   }
 
@@ -182,11 +189,14 @@ struct Product {
     float first[B];
     for (int i = 0; i < B; ++i) first[i] = weight.bias != nullptr && i < there ? weight.bias[output + i] : 0.0f;
     if (conv.plain && there == B && wanted == P) {
-      block_row(row, pixels, first, out + pixel, conv.area());
+      block_row<V>(row, pixels, first, out + pixel, conv.area());
       return;
     }
     alignas(64) float sums[B * P];
-    block_row(row, pixels, first, sums, P);
+    // The last tile is seldom full.
+    if (wanted <= kLanes) block_row<1>(row, pixels, first, sums, P);
+    else if (2 * wanted <= P) block_row<most_of(V / 2, 1)>(row, pixels, first, sums, P);
+    else block_row<V>(row, pixels, first, sums, P);
     for (int64_t i = 0; i < there; ++i) conv.keep(sums + i * P, pixel, wanted, out + i * conv.area());
   }
 
@@ -278,6 +288,7 @@ void sparse_conv(const int64_t* sizes, const int32_t* start, const int32_t* colu
   bool done = starts_are_right(start, (conv.outputs + block - 1) / block, count);
   if (done && block == 16) done = run<16, kTile16>(conv, weight, sizes[0], count, x, y);
   else if (done && block == 4) done = run<4, kTile4>(conv, weight, sizes[0], count, x, y);
+  else if (done && conv.plain && conv.channels > kManyChannels) done = run<1, kNarrow>(conv, weight, sizes[0], count, x, y);
   else if (done) done = run<1, kTile1>(conv, weight, sizes[0], count, x, y);
   *status = done ? 0 : 1;
 }

@@ -48,19 +48,6 @@ class Blocks:
         matrix.index_put_((row, self.column.long()), self.value, accumulate=True)
         return matrix.transpose(1, 2).reshape(rows * self.block, columns)[:outputs]
 
-    def check(self, outputs: int, columns: int, name: str) -> None:
-        """Checks shapes and types, what a kernel believes.
-
-        Raises:
-            MethodError: names what is wrong.
-        """
-        rows = -(-outputs // self.block) if self.value.dim() == 2 and self.block in COSTS else -1
-        fits = self.start.shape == (rows + 1,) and self.column.shape == self.value.shape[:1]
-        types = (self.start.dtype, self.column.dtype, self.value.dtype)
-        if not fits or types != (torch.int32, torch.int32, torch.float32):
-            shapes = [tuple(t.shape) for t in (self.start, self.column, self.value)]
-            raise MethodError(f"{name}: lists of {shapes} aren't those of a sparse matrix of {outputs} x {columns}")
-
     def check_places(self, columns: int, name: str) -> None:
         """Checks what the lists say, as the kernels do on their way.
 
@@ -71,6 +58,19 @@ class Blocks:
         right = int(start[0]) == 0 and int(start[-1]) == count and bool((start[1:] >= start[:-1]).all())
         if not right or (count and not 0 <= int(self.column.min()) <= int(self.column.max()) < columns):
             refuse(name, columns)
+
+
+def check(start: Tensor, column: Tensor, value: Tensor, outputs: int, name: str) -> None:
+    """Checks shapes and types of `Blocks`, what a kernel believes.
+
+    Raises:
+        MethodError: names what is wrong.
+    """
+    fits = value.dim() == 2 and value.shape[1] in COSTS and column.shape == value.shape[:1]
+    types = start.dtype == torch.int32 and column.dtype == torch.int32 and value.dtype == torch.float32
+    if not fits or not types or start.shape != (-(-outputs // value.shape[1]) + 1,):
+        shapes = [(tuple(t.shape), t.dtype) for t in (start, column, value)]
+        raise MethodError(f"{name}: lists of {shapes} aren't those of a sparse matrix of {outputs} rows")
 
 
 def refuse(name: str, columns: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor, nn
 
@@ -9,7 +11,7 @@ from lilliput.core.errors import MethodError
 from lilliput.core.kernel import operator, run
 from lilliput.core.packed import Packed
 from lilliput.graph.ir import Node
-from lilliput.kernels.sparse import Blocks, blocks, refuse, sparse_weight
+from lilliput.kernels.sparse import Blocks, blocks, check, refuse, sparse_weight
 from lilliput.kernels.window import Window, window_of
 
 
@@ -48,35 +50,43 @@ def sparse_conv(
     >>> sparse_conv(torch.ones(1, 2, 1, 3), part.start, part.column, part.value, None, 1, numbers).tolist()
     [[[[2.0, 2.0, 2.0]]]]
     """
-    sizes = Window.of(window)
-    weight = Blocks(start, column, value)
-    if x.dim() != 4 or x.dtype != torch.float32 or x.shape[1] % sizes.groups or outputs < 1 or outputs % sizes.groups:
-        raise MethodError(f"sparse_conv: {outputs} outputs in {sizes.groups} groups of {x.dtype} {tuple(x.shape)}")
-    columns = x.shape[1] // sizes.groups * sizes.kernel[0] * sizes.kernel[1]
-    weight.check(outputs, columns, "sparse_conv")
-    if sizes.groups > 1 and outputs // sizes.groups % weight.block:
-        raise MethodError(f"sparse_conv: blocks of {weight.block} outputs lie in two groups")
+    if x.dim() != 4 or x.dtype != torch.float32:
+        raise MethodError(f"sparse_conv: takes images of float32, not {tuple(x.shape)} of {x.dtype}")
+    sizes, columns, numbers = _plan(tuple(x.shape), outputs, tuple(window))
+    check(start, column, value, outputs, "sparse_conv")
+    block = value.shape[1]
+    if sizes.groups > 1 and outputs // sizes.groups % block:
+        raise MethodError(f"sparse_conv: blocks of {block} outputs lie in two groups")
     if bias is not None and (bias.shape != (outputs,) or bias.dtype != torch.float32):
         raise MethodError(f"sparse_conv: a bias of {tuple(bias.shape)} {bias.dtype} for {outputs} outputs")
-    height, width = sizes.out(x.shape[2], x.shape[3])
-    if min(height, width) < 1:
-        raise MethodError(f"sparse_conv: {tuple(x.shape)} is smaller than the window of {sizes.kernel}")
-    padded = (x.shape[2] + 2 * sizes.padding[0] + sizes.stride[0]) * (
-        x.shape[3] + 2 * sizes.padding[1] + sizes.stride[1]
+    y, status = (
+        x.new_empty((x.shape[0], outputs, *sizes.out(x.shape[2], x.shape[3]))),
+        torch.empty(1, dtype=torch.int32),
     )
-    if x.shape[1] * padded >= 1 << 31 or not x.shape[1]:
-        raise MethodError(f"sparse_conv: an image of {tuple(x.shape[1:])} is beyond 2^31 numbers, or none")
-    y = x.new_empty((x.shape[0], outputs, height, width))
-    status = torch.zeros(1, dtype=torch.int32)
-    shape = [x.shape[0], x.shape[1], x.shape[2], x.shape[3], outputs, sizes.groups, *window[:8], height, width]
-    arguments = (torch.tensor(shape), start, column, value, bias, x.contiguous(), y, len(column), weight.block, status)
-    if run("sparse_conv", *arguments):
-        if int(status):
+    if run("sparse_conv", numbers, start, column, value, bias, x.contiguous(), y, len(column), block, status):
+        if status.item():
             refuse("sparse_conv", columns)
         return y
+    weight = Blocks(start, column, value)
     weight.check_places(columns, "sparse_conv")
-    matrix = weight.dense(outputs, columns)
-    return sizes.convolve(x, matrix.reshape(outputs, -1, *sizes.kernel), bias).contiguous()
+    return sizes.convolve(x, weight.dense(outputs, columns).reshape(outputs, -1, *sizes.kernel), bias).contiguous()
+
+
+@lru_cache(maxsize=1024)
+def _plan(shape: tuple[int, ...], outputs: int, window: tuple[int, ...]) -> tuple[Window, int, Tensor]:
+    """What follows from sizes alone: the window, the columns of the matrix, and what the kernel is told; checked."""
+    sizes = Window.of(list(window))
+    batch, channels, height, width = shape
+    if not channels or channels % sizes.groups or outputs < 1 or outputs % sizes.groups:
+        raise MethodError(f"sparse_conv: {outputs} outputs of {channels} channels in {sizes.groups} groups")
+    out = sizes.out(height, width)
+    if min(out) < 1:
+        raise MethodError(f"sparse_conv: {shape} is smaller than the window of {sizes.kernel}")
+    high, wide = (shape[2 + i] + 2 * sizes.padding[i] + sizes.stride[i] for i in (0, 1))
+    if channels * high * wide >= 1 << 31:
+        raise MethodError(f"sparse_conv: an image of {shape[1:]} is beyond 2^31 numbers")
+    columns = channels // sizes.groups * sizes.kernel[0] * sizes.kernel[1]
+    return sizes, columns, torch.tensor([*shape, outputs, sizes.groups, *window[:8], *out])
 
 
 class SparseConv(nn.Module):
@@ -97,7 +107,7 @@ class SparseConv(nn.Module):
     def __init__(self, weight: Tensor, window: Window, block: int = 0) -> None:
         super().__init__()
         part = blocks(weight.reshape(len(weight), -1).contiguous(), block, window.groups)
-        self.outputs, self.window = len(weight), window
+        self.outputs, self.window, self.numbers = len(weight), window, window.numbers
         self.kind = f"sparse, blocks of {part.block}" if part.block > 1 else "sparse, single weights"
         for name in ("start", "column", "value"):
             self.register_buffer(name, getattr(part, name))
@@ -108,7 +118,7 @@ class SparseConv(nn.Module):
         whole = x[None] if single else x
         image = whole[:, :, None] if self.window.dims == 1 else whole
         start, column, value = self.start, self.column, self.value
-        y = sparse_conv(image, start, column, value, bias, self.outputs, self.window.numbers)
+        y = sparse_conv(image, start, column, value, bias, self.outputs, self.numbers)
         y = y[:, :, 0] if self.window.dims == 1 else y
         return y[0] if single else y
 

@@ -10,7 +10,7 @@ from lilliput.core.errors import MethodError
 from lilliput.core.kernel import operator, run
 from lilliput.core.packed import Packed
 from lilliput.graph.ir import Node
-from lilliput.kernels.sparse import COLUMNS, NONE, ROWS, Blocks, blocks, refuse, sparse_weight, tiles
+from lilliput.kernels.sparse import COLUMNS, NONE, ROWS, Blocks, blocks, check, refuse, sparse_weight, tiles
 from lilliput.kernels.sparse_conv import sparse_conv
 from lilliput.kernels.window import Window, is_linear
 
@@ -49,16 +49,18 @@ def sparse_shared(
     Raises:
         MethodError: shapes or types that don't fit, a list that points outside of the matrix.
     """
-    lists = _checked("sparse_shared", x, rest, bias, outputs)
+    _check("sparse_shared", x, bias, outputs)
+    _check_rest("sparse_shared", rest, outputs)
     _check_steps("sparse_shared", x, steps, word, torch.int16, outputs)
     if book.shape not in {(16,), (32,), (64,)} or book.dtype != torch.float32:
         raise MethodError(f"sparse_shared: a codebook of {tuple(book.shape)} {book.dtype}; 16, 32 or 64 floats")
-    y, status = x.new_empty((len(x), outputs)), torch.zeros(1, dtype=torch.int32)
+    y, status = x.new_empty((len(x), outputs)), torch.empty(1, dtype=torch.int32)
     numbers = (len(x), x.shape[1], outputs, len(book), len(rest[1]))
     if run("sparse_shared", x.contiguous(), word, steps, book, *rest, bias, y, *numbers, status):
-        if int(status):
+        if status.item():
             refuse("sparse_shared", x.shape[1])
         return y
+    lists = Blocks(rest[0], rest[1], rest[2])
     lists.check_places(x.shape[1], "sparse_shared")
     return functional.linear(x, _words(word, steps, book, lists, (outputs, x.shape[1])), bias)
 
@@ -90,16 +92,18 @@ def sparse_single(
     Raises:
         MethodError: shapes or types that don't fit, a list that points outside of the matrix.
     """
-    lists = _checked("sparse_single", x, rest, bias, outputs)
+    _check("sparse_single", x, bias, outputs)
+    _check_rest("sparse_single", rest, outputs)
     _check_steps("sparse_single", x, steps, place, torch.uint8, outputs)
     if value.shape != place.shape or value.dtype != torch.float32:
         raise MethodError(f"sparse_single: {value.dtype} {tuple(value.shape)} values for {tuple(place.shape)} places")
-    y, status = x.new_empty((len(x), outputs)), torch.zeros(1, dtype=torch.int32)
+    y, status = x.new_empty((len(x), outputs)), torch.empty(1, dtype=torch.int32)
     numbers = (len(x), x.shape[1], outputs, len(rest[1]))
     if run("sparse_single", x.contiguous(), place, value, steps, *rest, bias, y, *numbers, status):
-        if int(status):
+        if status.item():
             refuse("sparse_single", x.shape[1])
         return y
+    lists = Blocks(rest[0], rest[1], rest[2])
     lists.check_places(x.shape[1], "sparse_single")
     return functional.linear(x, _dense(value, place.int() % COLUMNS, steps, lists, (outputs, x.shape[1])), bias)
 
@@ -127,16 +131,17 @@ def sparse_blocks(x: Tensor, start: Tensor, column: Tensor, value: Tensor, bias:
         MethodError: shapes or types that don't fit, a list that points outside of the matrix.
     """
     _check("sparse_blocks", x, bias, outputs)
-    weight = Blocks(start, column, value)
-    weight.check(outputs, x.shape[1], "sparse_blocks")
-    if weight.block == 1:
+    check(start, column, value, outputs, "sparse_blocks")
+    block = value.shape[1]
+    if block == 1:
         raise MethodError("sparse_blocks: takes blocks of 4 or 16 outputs; single weights are in tiles")
-    y, status = x.new_empty((len(x), outputs)), torch.zeros(1, dtype=torch.int32)
-    numbers = (len(x), x.shape[1], outputs, weight.block, len(column))
+    y, status = x.new_empty((len(x), outputs)), torch.empty(1, dtype=torch.int32)
+    numbers = (len(x), x.shape[1], outputs, block, len(column))
     if run("sparse_blocks", x.contiguous(), start, column, value, bias, y, *numbers, status):
-        if int(status):
+        if status.item():
             refuse("sparse_blocks", x.shape[1])
         return y
+    weight = Blocks(start, column, value)
     weight.check_places(x.shape[1], "sparse_blocks")
     return functional.linear(x, weight.dense(outputs, x.shape[1]), bias)
 
@@ -182,14 +187,10 @@ def _check(name: str, x: Tensor, bias: Tensor | None, outputs: int) -> None:
         raise MethodError(f"{name}: a bias of {tuple(bias.shape)} {bias.dtype} for {outputs} outputs")
 
 
-def _checked(name: str, x: Tensor, rest: list[Tensor], bias: Tensor | None, outputs: int) -> Blocks:
-    """Checks input, bias and lists; returns the lists."""
-    _check(name, x, bias, outputs)
+def _check_rest(name: str, rest: list[Tensor], outputs: int) -> None:
     if len(rest) != 3 or rest[2].dim() != 2 or rest[2].shape[1] != 1:
         raise MethodError(f"{name}: the rest needs start, column and value of single weights")
-    lists = Blocks(rest[0], rest[1], rest[2])
-    lists.check(outputs, x.shape[1], name)
-    return lists
+    check(rest[0], rest[1], rest[2], outputs, name)
 
 
 def _check_steps(name: str, x: Tensor, steps: Tensor, slots: Tensor, dtype: torch.dtype, outputs: int) -> None:
