@@ -5,7 +5,7 @@
     python benchmarks/kernels_sparse.py --table            # prints the tables of what was measured
 
 CPU time of one thread, every candidate once a round in turn, medians over the rounds and the median of the rounds'
-ratios. A convolution's dense time is the better of torch's two layouts. A linear layer's weights are read from memory as
+ratios. A convolution's dense time is the better of torch's two layouts. A linear layer's weights come from memory, as
 in a network that has others between two calls: each call takes the next of copies that together are 80 MB.
 """
 
@@ -30,7 +30,7 @@ from torch.nn import functional
 from lilliput.core import kernel
 from lilliput.core.packed import pack_steps, unpack
 from lilliput.graph.ir import InputRef, Node, TensorRef
-from lilliput.kernels import sparse_conv, sparse_linear
+from lilliput.kernels import codebook_linear, sparse_conv, sparse_linear
 from lilliput.kernels.window import Window
 from lilliput.prune.magnitude import Magnitude
 from lilliput.share.kmeans import KMeans
@@ -190,11 +190,45 @@ def probe() -> tuple[Callable[[], Any], int]:
     return lambda: read(ctypes.c_void_p(data.data_ptr()), ctypes.c_long(data.numel())), data.numel() * 4
 
 
+def codebook() -> Iterator[tuple[str, dict[str, Any]]]:
+    """One row times 4096 x 9216 shared values of each kind, beside what memory gives to one thread."""
+    outputs, inputs = 4096, 9216
+    torch.manual_seed(0)
+    x, read = torch.randn(1, inputs), probe()
+    x8 = (x * 30).round().clamp(-127, 127).to(torch.int8)
+    dense = torch.randn(outputs, inputs)
+    cases: CASES = {"torch": lambda: functional.linear(x, dense), "memory": read[0]}
+    sizes = {"torch": dense.numel() * 4, "memory": read[1]}
+    for values in (16, 64, 256):
+        codes = torch.randint(0, values, (outputs, inputs))
+        book = torch.randn(values)
+        code = codebook_linear.prepare(codes, values)
+        size = code.numel()
+        turn = itertools.cycle([code.clone() for _ in range(COLD // size + 1)])
+        bits = 4 if values == 16 else 6 if values == 64 else 8
+        books = {"float32": book, "bfloat16": book.bfloat16(), "int8": (book * 40).clamp(-127, 127).to(torch.int8)}
+        for kind, own in books.items():
+            operator = codebook_linear.codebook_int8 if kind == "int8" else codebook_linear.codebook_linear
+            inp, end = (x8, (outputs,)) if kind == "int8" else (x, (None, outputs))
+            weight, rounded = own.float()[codes], x8.float() if kind == "int8" else x.to(own.dtype).float()
+            close(operator(inp, code, own, *end).float(), functional.linear(rounded, weight))
+            label = f"{bits} bits, {kind}"
+            cases[label] = lambda op=operator, i=inp, t=turn, o=own, e=end: op(i, next(t), o, *e)
+            sizes[label] = size
+    found = measured(cases, ["torch"], target=0.02)
+    for label, size in sizes.items():
+        found[label] |= {"MB": round(size / 1e6, 1), "GB/s": round(size / found[label]["us"] / 1e3, 1)}
+    for label in sizes:
+        found[label]["of memory"] = round(found[label]["GB/s"] / found["memory"]["GB/s"], 2)
+    yield "4096 x 9216, one row", found
+
+
 PARTS: dict[str, Callable[[], Iterator[tuple[str, dict[str, Any]]]]] = {
     "conv1x1": lambda: conv("1 x 1", 1, CONV1X1),
     "conv3x3": lambda: conv("3 x 3", 3, CONV3X3),
     "deep_compression": deep_compression,
     "patterns": patterns,
+    "codebook": codebook,
 }
 
 
@@ -219,6 +253,7 @@ def table(results: dict[str, Any]) -> str:
 
 def _cell(own: dict[str, float]) -> str:
     rate = f", {own['MB']:.1f} MB, {own['GB/s']:.0f} GB/s" if "MB" in own else ""
+    rate += f", {100 * own['of memory']:.0f} % of memory" if "of memory" in own else ""
     return f"{own['us']:.0f} us, {own['ratio']:.2f} x{rate}"
 
 

@@ -76,7 +76,7 @@ def sparse_conv(
 def _plan(shape: tuple[int, ...], outputs: int, window: tuple[int, ...]) -> tuple[Window, int, Tensor]:
     """What follows from sizes alone: the window, the columns of the matrix, and what the kernel is told; checked."""
     sizes = Window.of(list(window))
-    batch, channels, height, width = shape
+    _, channels, height, width = shape
     if not channels or channels % sizes.groups or outputs < 1 or outputs % sizes.groups:
         raise MethodError(f"sparse_conv: {outputs} outputs of {channels} channels in {sizes.groups} groups")
     out = sizes.out(height, width)
