@@ -28,3 +28,13 @@ def test_files_are_asked(monkeypatch):
         assert [name for name, _ in found.serving(PACKED, NODE, "levels")] == ["three", "two"]
     finally:
         found._files.cache_clear()
+
+
+def test_weights_as_they_are_have_files_of_their_own():
+    node = Node("aten.conv2d.default", (InputRef(0), TensorRef("weight")), {"padding": (1, 1)})
+    weight, x = torch.randn(32, 32, 3, 3), torch.randn(1, 32, 8, 8)
+    made = dict(found.serving_dense(weight, node))
+    right = nn.functional.conv2d(x, weight, padding=1)
+    assert (made["winograd"](x) - right).norm() < made["winograd"].tolerance * right.norm()
+    assert not list(found.serving_dense(weight.double(), node))
+    assert not list(found.serving_dense(torch.randn(3, 4), NODE))

@@ -15,6 +15,10 @@ the layer would. It takes its buffers from `packed` when it is made, holds no pa
     tolerance  largest |its result - the dense layer's| / |the dense layer's|, Frobenius; 1e-5 if it doesn't say
     kind       a few words for listings, such as "XNOR and bit count"; the file's name if it doesn't say
 
+A file may also serve weights that nothing packed, by a function
+
+    serves_dense(weight, node) -> module or None
+
 Whether it is worth its while is measured by the engine. A module that raises MethodError on an input, or gives another
 result than the dense layer beyond its tolerance, is left out, and the listing says so.
 """
@@ -28,7 +32,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from lilliput.core.activations import Quantized
 from lilliput.core.packed import Packed
@@ -50,6 +54,26 @@ def serving(packed: Packed, node: Node, inputs: Quantized | None = None) -> Iter
         module = serves(packed, node, inputs) if takes_inputs else serves(packed, node)
         if module is not None:
             yield name, module
+
+
+def serving_dense(weight: Tensor, node: Node) -> Iterator[tuple[str, nn.Module]]:
+    """Yields the kernels that serve a layer whose weight is as it was, each with the name of its file.
+
+    Args:
+        weight: floating-point.
+        node: a linear layer or a convolution of a graph.
+    """
+    for name in _dense_files():
+        module = importlib.import_module(f"lilliput.kernels.{name}").serves_dense(weight, node)
+        if module is not None:
+            yield name, module
+
+
+@cache
+def _dense_files() -> tuple[str, ...]:
+    package = importlib.import_module("lilliput.kernels")
+    names = [entry.name for entry in pkgutil.iter_modules(package.__path__)]
+    return tuple(n for n in names if hasattr(importlib.import_module(f"lilliput.kernels.{n}"), "serves_dense"))
 
 
 @cache

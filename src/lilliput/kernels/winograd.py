@@ -190,7 +190,19 @@ def serves(packed: Packed, node: Node) -> nn.Module | None:
 
     See `kernels.found`.
     """
-    shape, layer = packed.shape, layer_of(node)
+    padding = _padding(packed.shape, node)
+    return None if padding is None else WinogradConvolution(unpack(packed).float(), padding)
+
+
+def serves_dense(weight: Tensor, node: Node) -> nn.Module | None:
+    """Returns the same for a weight of float32 as it is."""
+    padding = _padding(tuple(weight.shape), node) if weight.dtype == torch.float32 else None
+    return None if padding is None else WinogradConvolution(weight.detach(), padding)
+
+
+def _padding(shape: tuple[int, ...], node: Node) -> tuple[int, int] | None:
+    """The padding of a convolution that is served; None for others."""
+    layer = layer_of(node)
     if layer is None or layer.kind != "convolution" or layer.groups != 1 or len(shape) != 4:
         return None
     if tuple(shape[2:]) != (3, 3) or min(shape[:2]) < CHANNELS:
@@ -198,9 +210,8 @@ def serves(packed: Packed, node: Node) -> nn.Module | None:
     bound = arguments_of(node)
     if _two(bound["stride"]) != (1, 1) or _two(bound["dilation"]) != (1, 1):
         return None
-    padding = {"valid": (0, 0), "same": (1, 1)}.get(bound["padding"]) if isinstance(bound["padding"], str) else (
-        _two(bound["padding"]))  # fmt: skip
-    return None if padding is None else WinogradConvolution(unpack(packed).float(), padding)
+    padding = bound["padding"]
+    return {"valid": (0, 0), "same": (1, 1)}.get(padding) if isinstance(padding, str) else _two(padding)
 
 
 def _two(value: object) -> tuple[int, int] | None:

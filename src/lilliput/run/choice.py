@@ -21,7 +21,7 @@ from lilliput.graph.factors import Factored, factored
 from lilliput.graph.ir import Graph, InputRef, NodeRef, Ref, map_node, map_refs
 from lilliput.graph.layers import layer_of
 from lilliput.graph.program import Program
-from lilliput.kernels.found import TOLERANCE, serving
+from lilliput.kernels.found import TOLERANCE, serving, serving_dense
 from lilliput.run.clock import race
 from lilliput.run.line import Line, Part, in_kernel, in_onnx, in_torch
 from lilliput.run.openvino import in_openvino
@@ -185,11 +185,12 @@ class Chooser:
         graph, offers = self.found.graph, {}
         for index, node in enumerate(graph.nodes):
             layer = layer_of(node)
-            packed = None if layer is None else self.artifact.weights.get(layer.weight)
-            if layer is None or not isinstance(packed, Packed) or layer.weight in self.found.replaced:
+            weight = None if layer is None else self.artifact.weights.get(layer.weight)
+            if layer is None or weight is None or layer.weight in self.found.replaced:
                 continue
             inputs = self.artifact.quantizers.get(layer.name)
-            made = [(name, module.eval()) for name, module in serving(packed, node, inputs)]
+            served = serving(weight, node, inputs) if isinstance(weight, Packed) else serving_dense(weight, node)
+            made = [(name, module.eval()) for name, module in served]
             if made:
                 offers[index] = made
         if not offers:
