@@ -203,7 +203,7 @@ def serves(packed: Packed, node: Node, inputs: Quantized | None = None) -> Codeb
         return None
     unpack(packed)  # checks that no code is beyond the codebook
     part, zero = packed.parts["codebook"], bool(packed.settings["zero"])
-    whole = _whole_values(part, inputs)
+    whole = whole_values(part, inputs)
     if whole is not None:
         book, scale = whole
         method, numbers = inputs.method, inputs.numbers  # type: ignore[union-attr]
@@ -217,7 +217,7 @@ def serves(packed: Packed, node: Node, inputs: Quantized | None = None) -> Codeb
     return CodebookLinear(codes, functional.pad(book, (int(zero), 0)))
 
 
-def _whole_values(part: Tensor | Packed, inputs: Quantized | None) -> tuple[Tensor, float] | None:
+def whole_values(part: Tensor | Packed, inputs: Quantized | None) -> tuple[Tensor, float] | None:
     """The codebook as int8 and its scale, where both it and the inputs are in whole numbers of 8 bits."""
     method: Any = inputs.method if inputs is not None else None
     if not isinstance(method, Uniform) or method.range == "dynamic" or method.bits > 8:
