@@ -20,7 +20,7 @@ void binary_linear(const int32_t* x, const int32_t* weight, const float* scale, 
                    int64_t rows, int64_t outputs, int64_t words, int64_t n) {
   const int64_t blocks = (outputs + kBlock - 1) / kBlock;
   const int64_t zero_offset = 0;
-  const Runs runs{&zero_offset, 1, words};
+  const Runs runs{&zero_offset, 1, words, 0, 0};
   const auto work = [&](int64_t b, int64_t row) {
     const uint32_t* pointers[kRows];
     const int64_t count = rows - row < kRows ? rows - row : kRows, from = b * kBlock;

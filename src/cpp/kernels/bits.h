@@ -30,6 +30,9 @@ LILLIPUT_INLINE Bits zero() { return _mm512_setzero_si512(); }
 LILLIPUT_INLINE Bits exclusive(Bits a, Bits b) { return _mm512_xor_si512(a, b); }
 LILLIPUT_INLINE Bits both(Bits a, Bits b) { return _mm512_and_si512(a, b); }
 LILLIPUT_INLINE Bits counted(Bits sum, Bits x) { return _mm512_add_epi32(sum, _mm512_popcnt_epi32(x)); }
+// Of places where `a` is 1: those where b and c are equal; and all but those where they differ.
+LILLIPUT_INLINE Bits equal_in(Bits a, Bits b, Bits c) { return _mm512_ternarylogic_epi32(a, b, c, 0x90); }
+LILLIPUT_INLINE Bits all_but_different_in(Bits a, Bits b, Bits c) { return _mm512_ternarylogic_epi32(a, b, c, 0x9f); }
 LILLIPUT_INLINE Bits widened(Bits, Bits counts) { return counts; }
 LILLIPUT_INLINE void store(int32_t* p, Bits x) { _mm512_storeu_si512(p, x); }
 #elif defined(__AVX2__)
@@ -42,6 +45,7 @@ LILLIPUT_INLINE Bits spread(uint32_t x) { return _mm256_set1_epi32(static_cast<i
 LILLIPUT_INLINE Bits zero() { return _mm256_setzero_si256(); }
 LILLIPUT_INLINE Bits exclusive(Bits a, Bits b) { return _mm256_xor_si256(a, b); }
 LILLIPUT_INLINE Bits both(Bits a, Bits b) { return _mm256_and_si256(a, b); }
+LILLIPUT_INLINE Bits inverted(Bits a) { return _mm256_xor_si256(a, _mm256_set1_epi8(-1)); }
 LILLIPUT_INLINE Bits counted(Bits sum, Bits x) {
   const Bits table = _mm256_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4, 0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3,
                                       2, 3, 3, 4);
@@ -65,6 +69,7 @@ LILLIPUT_INLINE Bits spread(uint32_t x) { return vdupq_n_u32(x); }
 LILLIPUT_INLINE Bits zero() { return vdupq_n_u32(0); }
 LILLIPUT_INLINE Bits exclusive(Bits a, Bits b) { return veorq_u32(a, b); }
 LILLIPUT_INLINE Bits both(Bits a, Bits b) { return vandq_u32(a, b); }
+LILLIPUT_INLINE Bits inverted(Bits a) { return vmvnq_u32(a); }
 LILLIPUT_INLINE Bits counted(Bits sum, Bits x) {
   return vreinterpretq_u32_u8(vaddq_u8(vreinterpretq_u8_u32(sum), vcntq_u8(vreinterpretq_u8_u32(x))));
 }
@@ -97,6 +102,9 @@ LILLIPUT_INLINE Bits exclusive(const Bits& a, const Bits& b) {
 LILLIPUT_INLINE Bits both(const Bits& a, const Bits& b) {
   return each([&](int i) { return a.lane[i] & b.lane[i]; });
 }
+LILLIPUT_INLINE Bits inverted(const Bits& a) {
+  return each([&](int i) { return ~a.lane[i]; });
+}
 LILLIPUT_INLINE Bits counted(const Bits& sum, const Bits& x) {
   return each([&](int i) {
     uint32_t v = x.lane[i];
@@ -116,22 +124,46 @@ LILLIPUT_INLINE void store(int32_t* p, const Bits& x) {
 }
 #endif
 
-// Which words of a row lie where: `runs` stretches of `length` words, from `offset[r]` on.
+#if !defined(__AVX512VPOPCNTDQ__)
+LILLIPUT_INLINE Bits equal_in(const Bits& a, const Bits& b, const Bits& c) { return both(a, inverted(exclusive(b, c))); }
+LILLIPUT_INLINE Bits all_but_different_in(const Bits& a, const Bits& b, const Bits& c) {
+  return inverted(both(a, exclusive(b, c)));
+}
+#endif
+
+// Which words of a row lie where: `count` stretches of `length` words, from `offset[r]` on. Where a kind has two planes,
+// the second lies x_plane (of rows) and w_plane (of weights) words behind the first.
 struct Runs {
   const int64_t* offset;
-  int64_t count, length;
+  int64_t count, length, x_plane, w_plane;
 };
 
+// What is counted of a word of x and one of w; a byte of the counts grows by at most 8 kPlanes.
 struct Xor {
-  static LILLIPUT_INLINE Bits of(const Bits& x, const Bits& w) { return exclusive(x, w); }
+  static constexpr int kPlanes = 1;
+  static LILLIPUT_INLINE Bits add(const Bits& count, const Bits* x, const Bits* w) {
+    return counted(count, exclusive(x[0], w[0]));
+  }
 };
 struct And {
-  static LILLIPUT_INLINE Bits of(const Bits& x, const Bits& w) { return both(x, w); }
+  static constexpr int kPlanes = 1;
+  static LILLIPUT_INLINE Bits add(const Bits& count, const Bits* x, const Bits* w) {
+    return counted(count, both(x[0], w[0]));
+  }
+};
+// Planes "not zero" and "negative": equal signs, and 32 less the different signs; their sum is the product plus 32.
+struct Ternary {
+  static constexpr int kPlanes = 2;
+  static LILLIPUT_INLINE Bits add(const Bits& count, const Bits* x, const Bits* w) {
+    const Bits full = both(x[0], w[0]);
+    return counted(counted(count, equal_in(full, x[1], w[1])), all_but_different_in(full, x[1], w[1]));
+  }
 };
 
 // Counts of P rows and V vectors of outputs; out is [P][kBlock].
 template <typename Op, int P, int V>
 LILLIPUT_INLINE void tile(const uint32_t* const* rows, const uint32_t* weight, const Runs& runs, int32_t* out) {
+  constexpr int64_t chunk = kChunk / Op::kPlanes;
   Bits sum[P][V], count[P][V];
 #pragma GCC unroll 8
   for (int p = 0; p < P; ++p) {
@@ -140,17 +172,22 @@ LILLIPUT_INLINE void tile(const uint32_t* const* rows, const uint32_t* weight, c
   }
   for (int64_t r = 0; r < runs.count; ++r) {
     const int64_t from = runs.offset[r];
-    for (int64_t begin = 0; begin < runs.length; begin += kChunk) {
-      const int64_t end = runs.length - begin < kChunk ? runs.length : begin + kChunk;
+    for (int64_t begin = 0; begin < runs.length; begin += chunk) {
+      const int64_t end = runs.length - begin < chunk ? runs.length : begin + chunk;
       for (int64_t k = begin; k < end; ++k, weight += kBlock) {
-        Bits w[V];
+        Bits w[V][Op::kPlanes];
 #pragma GCC unroll 8
-        for (int v = 0; v < V; ++v) w[v] = load(weight + v * kLanes);
+        for (int v = 0; v < V; ++v) {
+          w[v][0] = load(weight + v * kLanes);
+          if constexpr (Op::kPlanes == 2) w[v][1] = load(weight + runs.w_plane + v * kLanes);
+        }
 #pragma GCC unroll 8
         for (int p = 0; p < P; ++p) {
-          const Bits x = spread(rows[p][from + k]);
+          Bits x[Op::kPlanes];
+          x[0] = spread(rows[p][from + k]);
+          if constexpr (Op::kPlanes == 2) x[1] = spread(rows[p][runs.x_plane + from + k]);
 #pragma GCC unroll 8
-          for (int v = 0; v < V; ++v) count[p][v] = counted(count[p][v], Op::of(x, w[v]));
+          for (int v = 0; v < V; ++v) count[p][v] = Op::add(count[p][v], x, w[v]);
         }
       }
       if constexpr (kChunk < 64) {

@@ -1,0 +1,210 @@
+// Convolutions of maps of bits: XNOR-Net's (Xor), bit planes (And), ternary by ternary (Ternary).
+//
+// x is [planes][batch][height][width][words] of 32 channels a word, weights [planes][outputs / 64][taps x words][64]. With
+// levels a_i of the planes of x and b_j of those of w, the total of a window and an output is
+//
+//     base[o] + sum_ij a_i b_j count_ij + corner sum_{taps outside} sums[tap][o] + offset sum_{taps inside} sum_i a_i |x_i|
+//
+// Outside of the map all bits are 0; `sums` (what a tap's weights add up to) turns that into what the layer means. For
+// Xor: base n, levels -2 and 1, and corner 0, 1 or 2 for a border of -1, 0 or +1.
+#include "bits.h"
+
+namespace lilliput {
+namespace LILLIPUT_ISA {
+namespace {
+
+struct Shape {
+  int64_t batch, height, width, words, outputs, rows, columns;  // rows x columns come out
+  int64_t kh, kw, sh, sw, ph, pw, dh, dw;
+};
+
+// Maps with their borders of zeros: [planes][batch][height + 2 ph][width + 2 pw][words].
+struct Padded {
+  const uint32_t* data;
+  int64_t height, width, plane;
+};
+
+Padded padded(const uint32_t* x, int64_t planes, const Shape& s) {
+  const int64_t height = s.height + 2 * s.ph, width = s.width + 2 * s.pw;
+  const int64_t plane = s.batch * height * width * s.words;
+  if (s.ph == 0 && s.pw == 0) return {x, height, width, plane};
+  uint32_t* out = scratch_of<uint32_t>(0, planes * plane);
+  const int64_t line = s.width * s.words, side = s.pw * s.words;
+  uint32_t* to = out;
+  const auto zeros = [&](int64_t count) {
+    std::memset(to, 0, sizeof(uint32_t) * static_cast<size_t>(count));
+    to += count;
+  };
+  for (int64_t map = 0; map < planes * s.batch; ++map) {
+    zeros(s.ph * width * s.words);
+    for (int64_t i = 0; i < s.height; ++i, x += line) {
+      zeros(side);
+      std::memcpy(to, x, sizeof(uint32_t) * static_cast<size_t>(line));
+      to += line;
+      zeros(side);
+    }
+    zeros(s.ph * width * s.words);
+  }
+  return {out, height, width, plane};
+}
+
+// Sum over the planes of a_i times the ones of each place, [batch][height][width] with borders.
+const int32_t* place_sums(const Padded& x, int64_t planes, const int32_t* levels, const Shape& s) {
+  const int64_t places = s.batch * x.height * x.width;
+  int32_t* out = scratch_of<int32_t>(1, places);
+  for (int64_t place = 0; place < places; ++place) {
+    int32_t sum = 0;
+    for (int64_t i = 0; i < planes; ++i) {
+      const uint32_t* word = x.data + i * x.plane + place * s.words;
+      int32_t ones = 0;
+      for (int64_t k = 0; k < s.words; ++k) ones += __builtin_popcount(word[k]);
+      sum += levels[i] * ones;
+    }
+    out[place] = sum;
+  }
+  return out;
+}
+
+struct Layer {
+  Shape s;
+  Padded x;
+  Runs runs;
+  const uint32_t* weight;
+  const int32_t *sums, *base, *levels;
+  int64_t x_planes, w_planes, kind, corner, offset;
+  const int32_t* places;  // null if offset is 0
+};
+
+// What the taps that lie outside of the map add.
+void add_corners(const Layer& l, int64_t row, int64_t column, int64_t from, int64_t width, int32_t* total) {
+  const Shape& s = l.s;
+  const int64_t top = row * s.sh - s.ph, left = column * s.sw - s.pw;
+  if (top >= 0 && left >= 0 && top + (s.kh - 1) * s.dh < s.height && left + (s.kw - 1) * s.dw < s.width) return;
+  for (int64_t i = 0; i < s.kh; ++i) {
+    const bool in = top + i * s.dh >= 0 && top + i * s.dh < s.height;
+    for (int64_t j = 0; j < s.kw; ++j) {
+      if (in && left + j * s.dw >= 0 && left + j * s.dw < s.width) continue;
+      const int32_t* sums = l.sums + (i * s.kw + j) * s.outputs + from;
+      const int32_t corner = static_cast<int32_t>(l.corner);
+      for (int64_t o = 0; o < width; ++o) total[o] += corner * sums[o];
+    }
+  }
+}
+
+int32_t window_sum(const Layer& l, int64_t origin) {
+  int32_t sum = 0;
+  for (int64_t i = 0; i < l.s.kh; ++i) {
+    for (int64_t j = 0; j < l.s.kw; ++j) sum += l.places[origin + i * l.s.dh * l.x.width + j * l.s.dw];
+  }
+  return sum;
+}
+
+// Totals of up to kRows places, from `place` on, with the outputs [from, from + width) of one block.
+void totals(const Layer& l, int64_t place, int64_t count, int64_t from, int64_t width, int32_t* total) {
+  const Shape& s = l.s;
+  int64_t origin[kRows], row[kRows], column[kRows];
+  for (int64_t i = 0; i < count; ++i) {
+    column[i] = (place + i) % s.columns;
+    row[i] = (place + i) / s.columns % s.rows;
+    const int64_t image = (place + i) / (s.columns * s.rows);
+    origin[i] = (image * l.x.height + row[i] * s.sh) * l.x.width + column[i] * s.sw;
+    for (int64_t o = 0; o < width; ++o) total[i * kBlock + o] = l.base[from + o];
+  }
+  alignas(64) int32_t counts[kRows * kBlock];
+  const uint32_t* rows[kRows];
+  const uint32_t* weight = l.weight + from * s.kh * s.kw * s.words;
+  for (int64_t a = 0; a < l.x_planes; ++a) {
+    for (int64_t i = 0; i < count; ++i) rows[i] = l.x.data + a * l.x.plane + origin[i] * s.words;
+    for (int64_t b = 0; b < l.w_planes; ++b) {
+      const uint32_t* own = weight + b * l.runs.w_plane;
+      if (l.kind == 0) block<Xor>(rows, count, own, l.runs, width, counts);
+      else if (l.kind == 1) block<And>(rows, count, own, l.runs, width, counts);
+      else block<Ternary>(rows, count, own, l.runs, width, counts);
+      const int32_t level = l.levels[a] * l.levels[l.x_planes + b];
+      for (int64_t i = 0; i < count; ++i) {
+        for (int64_t o = 0; o < width; ++o) total[i * kBlock + o] += level * counts[i * kBlock + o];
+      }
+    }
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    if (l.corner != 0) add_corners(l, row[i], column[i], from, width, total + i * kBlock);
+    if (l.offset != 0) {
+      const int32_t sum = static_cast<int32_t>(l.offset) * window_sum(l, origin[i]);
+      for (int64_t o = 0; o < width; ++o) total[i * kBlock + o] += sum;
+    }
+  }
+}
+
+// Bit o is whether sign[o] total[o] >= at[o]; 64 outputs, what lies behind `width` is 0.
+uint64_t signs_of(const int32_t* total, const int32_t* at, const int32_t* sign, int64_t width) {
+  uint64_t word = 0;
+  int64_t o = 0;
+#if defined(__AVX512F__)
+  for (; o + 16 <= width; o += 16) {
+    const __m512i value = _mm512_mullo_epi32(_mm512_loadu_si512(total + o), _mm512_loadu_si512(sign + o));
+    word |= static_cast<uint64_t>(_mm512_cmpge_epi32_mask(value, _mm512_loadu_si512(at + o))) << o;
+  }
+#endif
+  for (; o < width; ++o) word |= static_cast<uint64_t>(sign[o] * total[o] >= at[o]) << o;
+  return word;
+}
+
+}  // namespace
+
+// Exactly one of total, real and packed is written. real = scale total [map] + bias, map having one number a place;
+// packed is [batch][rows][columns][outputs / 64] words of 64.
+void bit_conv(const int32_t* x, const int32_t* weight, const int32_t* sums, const int32_t* base, const int32_t* levels,
+              int64_t x_planes, int64_t w_planes, int64_t kind, int64_t corner, int64_t offset, int64_t batch,
+              int64_t height, int64_t width, int64_t words, int64_t outputs, int64_t rows, int64_t columns, int64_t kh,
+              int64_t kw, int64_t sh, int64_t sw, int64_t ph, int64_t pw, int64_t dh, int64_t dw, const float* scale,
+              const float* bias, const float* map, const int32_t* at, const int32_t* sign, int32_t* total, float* real,
+              int64_t* packed) {
+  const Shape s{batch, height, width, words, outputs, rows, columns, kh, kw, sh, sw, ph, pw, dh, dw};
+  const int64_t planes = kind == 2 ? 2 * x_planes : x_planes;
+  const Padded in = padded(reinterpret_cast<const uint32_t*>(x), planes, s);
+  // With no dilation a row of taps is one stretch of words.
+  const int64_t pieces = dw == 1 ? 1 : kw;
+  int64_t* offsets = scratch_of<int64_t>(2, kh * pieces);
+  for (int64_t i = 0; i < kh; ++i) {
+    for (int64_t j = 0; j < pieces; ++j) offsets[i * pieces + j] = (i * dh * in.width + j * dw) * words;
+  }
+  const int64_t blocks = (outputs + kBlock - 1) / kBlock, places = batch * rows * columns;
+  const Runs runs{offsets, kh * pieces, (dw == 1 ? kw : 1) * words, in.plane, blocks * kBlock * kh * kw * words};
+  const int32_t* place = offset == 0 ? nullptr : place_sums(in, x_planes, levels, s);
+  const Layer layer{s,       in,       runs, reinterpret_cast<const uint32_t*>(weight), sums, base, levels, x_planes,
+                    w_planes, kind, corner, offset, place};
+  const auto work = [&](int64_t first, int64_t from) {
+    const int64_t count = places - first < kRows ? places - first : kRows;
+    const int64_t wide = outputs - from < kBlock ? outputs - from : kBlock;
+    alignas(64) int32_t found[kRows * kBlock];
+    totals(layer, first, count, from, wide, found);
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t to = (first + i) * outputs + from;
+      const int32_t* own = found + i * kBlock;
+      if (packed != nullptr) {
+        packed[(first + i) * blocks + from / kBlock] = static_cast<int64_t>(signs_of(own, at + from, sign + from, wide));
+      } else if (total != nullptr) {
+        std::memcpy(total + to, own, sizeof(int32_t) * static_cast<size_t>(wide));
+      } else {
+        const float k = map == nullptr ? 1.0f : map[first + i];
+        if (bias == nullptr) {
+          for (int64_t o = 0; o < wide; ++o) real[to + o] = static_cast<float>(own[o]) * scale[from + o] * k;
+        } else {
+          for (int64_t o = 0; o < wide; ++o) {
+            real[to + o] = static_cast<float>(own[o]) * scale[from + o] * k + bias[from + o];
+          }
+        }
+      }
+    }
+  };
+  const int64_t tiles = (places + kRows - 1) / kRows, depth = kh * kw * words * x_planes * w_planes;
+  // A block of weights stays in the cache while all places go by.
+  parallel_for(blocks * tiles, 1 + (1 << 14) / (depth + 1), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) work(i % tiles * kRows, i / tiles * kBlock);
+  });
+}
+
+}  // namespace LILLIPUT_ISA
+}  // namespace lilliput
+
+LILLIPUT_KERNEL(bit_conv)
