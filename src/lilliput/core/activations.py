@@ -1,4 +1,4 @@
-"""`Quantized`: how what goes into one layer is quantized, as plain data."""
+"""`Quantized`: how what goes into a layer, or comes out of one, is quantized, as plain data."""
 
 from __future__ import annotations
 
@@ -9,6 +9,21 @@ from typing import Any
 
 from lilliput.core.errors import MethodError
 from lilliput.core.method import NAME, path_of
+
+OUT = ":out"
+"""What a layer's path ends with where the quantizer of its result is meant, not that of its input."""
+
+
+def side_of(key: str) -> tuple[str, bool]:
+    """Returns the layer's path, and whether the quantizer stands behind it.
+
+    Args:
+        key: of a table of quantizers, as an artifact has it.
+
+    >>> side_of("features.0"), side_of("features.0:out")
+    (('features.0', False), ('features.0', True))
+    """
+    return (key.removesuffix(OUT), True) if key.endswith(OUT) else (key, False)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,9 @@ from torch import nn
 QUANTIZER = "input_quantizer"
 """Name under which a layer holds the quantizer of what goes into it; its numbers are no weights of the model."""
 
+OUTPUT = "output_quantizer"
+"""Name under which a layer, or the BatchNorm behind it, holds the quantizer of what comes out."""
+
 # Which parameters of a module are of which kind: (module class, prefix of the parameter's name, kind).
 # Anything with two or more axes that isn't listed is a "matrix"; anything with fewer is a "vector".
 TABLE: tuple[tuple[type[nn.Module], str, str], ...] = (
@@ -80,7 +83,7 @@ def weights(model: nn.Module) -> list[Weight]:
     owners: dict[int, list[tuple[str, str]]] = {}
     found: dict[int, tuple[str, nn.Parameter]] = {}
     for path, module in model.named_modules(remove_duplicate=False):
-        if not {"parametrizations", QUANTIZER}.isdisjoint(path.split(".")):
+        if not {"parametrizations", QUANTIZER, OUTPUT}.isdisjoint(path.split(".")):
             continue
         for attribute, parameter in _own_parameters(module):
             key = id(parameter)

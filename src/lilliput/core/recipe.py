@@ -61,6 +61,8 @@ class Rule:
         penalty: what pulls the weights to zero while they are trained, or None.
         activations: what goes into the layers of these weights is quantized by it, or None: stays as it is. In TOML
             a table as for a step, or its name and settings in their order, as in `"uniform:8"`.
+        outputs: what comes out of these layers is quantized by it where no quantizer of another layer's input does that
+            anyway: what goes into sums, concatenations and pools. None: stays as it is.
         skip: weights that the rule passes over, as papers leave them in full precision: `"first"`, `"last"` or
             `"first and last"` of the model, in the order of its parameters, vectors not counted; or `"none"`.
         why: a word on why, kept and shown in reports.
@@ -72,6 +74,7 @@ class Rule:
     schedule: Schedule | None = None
     penalty: Penalty | None = None
     activations: ActivationQuantizer | None = None
+    outputs: ActivationQuantizer | None = None
     skip: str = "none"
     why: str = ""
 
@@ -82,7 +85,7 @@ class Rule:
     @property
     def every(self) -> tuple[Any, ...]:
         """All methods that the rule names."""
-        others = (self.schedule, self.penalty, self.activations)
+        others = (self.schedule, self.penalty, self.activations, self.outputs)
         return (*self.steps, *(other for other in others if other is not None))
 
     def fits(self, weight: Weight) -> bool:
@@ -156,6 +159,11 @@ class Recipe:
         return next((rule for rule in self.rules if rule.fits(weight)), None)
 
     @property
+    def rereads(self) -> bool:
+        """Whether data is gone through more than once."""
+        return bool(self.cuts) or any(rule.outputs is not None for rule in self.rules)
+
+    @property
     def absent(self) -> tuple[str, ...]:
         """Paths of the steps whose methods aren't installed, as a recipe read from a file may have them."""
         steps = [step for rule in self.rules for step in rule.every] + [cut.criterion for cut in self.cuts]
@@ -208,6 +216,8 @@ def to_data(recipe: Recipe) -> dict[str, Any]:
             entry["penalty"] = step_data(rule.penalty)
         if rule.activations is not None:
             entry["activations"] = step_data(rule.activations)
+        if rule.outputs is not None:
+            entry["outputs"] = step_data(rule.outputs)
         if rule.skip != "none":
             entry["skip"] = rule.skip
         rules.append(entry)
@@ -272,7 +282,7 @@ def _rule(entry: Any, where: str, absent: bool) -> Rule:
     steps = entry.get("steps", [])
     if not isinstance(steps, list):
         raise RecipeError(f"{where}.steps: must be a list of tables, such as [{{method = 'quantize/uniform'}}]")
-    schedule, penalty, activations = (entry.get(key) for key in ("schedule", "penalty", "activations"))
+    schedule, penalty = entry.get("schedule"), entry.get("penalty")
     if entry.get("skip", "none") not in SKIPS:
         raise RecipeError(f"{where}.skip: {entry['skip']!r} is none of {', '.join(SKIPS)}")
     return Rule(
@@ -281,10 +291,15 @@ def _rule(entry: Any, where: str, absent: bool) -> Rule:
         layers=entry.get("layers", "*"),
         schedule=None if schedule is None else step_of(schedule, f"{where}.schedule", "advance", absent),
         penalty=None if penalty is None else step_of(penalty, f"{where}.penalty", "penalty", absent),
-        activations=None if activations is None else activations_of(activations, f"{where}.activations", absent),
+        activations=_quantizer(entry, "activations", where, absent),
+        outputs=_quantizer(entry, "outputs", where, absent),
         skip=entry.get("skip", "none"),
         why=entry.get("why", ""),
     )
+
+
+def _quantizer(entry: dict[str, Any], key: str, where: str, absent: bool) -> Any:
+    return None if entry.get(key) is None else activations_of(entry[key], f"{where}.{key}", absent)
 
 
 def step_data(step: Any) -> dict[str, Any]:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from lilliput.core.packed import Packed, unpack
-from lilliput.graph.ir import Graph, Node, NodeRef, Ref, TensorRef
-from lilliput.graph.layers import CONVOLUTIONS, LINEAR, arguments_of
+from lilliput.graph.ir import Graph, NodeRef, Ref, TensorRef
+from lilliput.graph.layers import CONVOLUTIONS, LINEAR, arguments_of, is_margin
 from lilliput.graph.shapes import users_of
 
 # Through these an engine moves the levels up to the layer.
@@ -199,15 +199,6 @@ def _tempting(graph: Graph, users: list[list[int]], index: int, known: tuple[Map
             if not isinstance(weight, TensorRef) or weight.name not in found:
                 return True
     return False
-
-
-def is_margin(node: Node) -> bool:
-    """Whether a node pads with zeros, which an engine makes a part of the convolution behind it."""
-    if node.operator not in {"aten.pad.default", "aten.constant_pad_nd.default"}:
-        return False
-    bound = arguments_of(node)
-    plain = bound.get("mode", "constant") == "constant" and not bound["value"]
-    return plain and all(type(size) is int and size >= 0 for size in bound["pad"])
 
 
 def levels_before(graph: Graph, ref: Any, levels: Mapping[int, Any]) -> int | None:

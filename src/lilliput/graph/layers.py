@@ -79,6 +79,15 @@ def arguments_of(node: Node) -> Mapping[str, Any]:
     return defaults | bind(operator, node.args, node.kwargs)
 
 
+def is_margin(node: Node) -> bool:
+    """Whether a node pads with zeros, which an engine makes a part of the convolution behind it."""
+    if node.operator not in {"aten.pad.default", "aten.constant_pad_nd.default"}:
+        return False
+    bound = arguments_of(node)
+    plain = bound.get("mode", "constant") == "constant" and not bound["value"]
+    return plain and all(type(size) is int and size >= 0 for size in bound["pad"])
+
+
 @dataclass(frozen=True, slots=True)
 class Norm:
     """A BatchNorm node in eval mode with running statistics.

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from lilliput.core.activations import OUT
 from lilliput.core.errors import DeviceError, FileError, ModelError
 from lilliput.core.layers import ends_of, weights
 from lilliput.core.packed import Packed, unpack
@@ -62,7 +63,8 @@ class Layer:
             trained with its recipe attached only the original, if it is at hand, can tell.
         trained: whether it was trained in its packed form, so that `error` is of packing and training together.
         why: the recipe's word on why, or why it was left as it was.
-        activations: how what goes into its layer is quantized, such as `uniform 8 bits affine, scale 0.02, zero 0`.
+        activations: how what goes into its layer is quantized, such as `uniform 8 bits affine, scale 0.02, zero 0`,
+            and after `comes out: ` how its result is, if it is.
         before: how the original's values are spread, where the original is known.
         after: how they are spread now.
         energy: its layer's for one input on the report's device, in that one's unit; None without a device.
@@ -278,7 +280,8 @@ class Report:
         kind = told.kinds.get(name) or ("vector" if tensor.ndim < 2 else "matrix")
         rule = rule_of(self.artifact.recipe, name, kind, self._ends(told).get(name, frozenset()))
         path = name.rpartition(".")[0]
-        quantized = self.artifact.quantizers.get(path) if tensor.ndim >= 2 else None
+        ends = {"": "", OUT: "; comes out: "} if tensor.ndim >= 2 else {}
+        quantizers = {path + end: start for end, start in ends.items() if path + end in self.artifact.quantizers}
         before = told.references.get(name)
         fits = before is not None and before.shape == tensor.shape
         limit = reach(before) if before is not None and before.dtype.is_floating_point else None
@@ -302,7 +305,9 @@ class Report:
             error=told.errors.get(name, relative(tensor, before) if before is not None and packed and fits else None),
             trained=packed and self.artifact.facts.get("trained") is True,
             why=told.notes.get(name) or (rule.why if rule else ""),
-            activations=quantized.describe() if quantized else "",
+            activations="".join(
+                start + self.artifact.quantizers[key].describe() for key, start in quantizers.items()
+            ).removeprefix("; "),
             before=None if before is None else distribution(before, limit),
             after=distribution(tensor, limit),
             energy=sum(spent.after.values()) if spent else None,

@@ -52,7 +52,8 @@ def load(
 def fill(model: nn.Module, artifact: Artifact) -> nn.Module:
     """Overwrites the parameters and buffers of a model of the user's class, all of them or none.
 
-    Where the file quantizes what goes into a layer, the layer gets a module `input_quantizer` that does so.
+    Where the file quantizes what goes into a layer, the layer gets a module `input_quantizer` that does so, and
+    `output_quantizer` for what comes out.
 
     Raises:
         ModelError: names what is missing, unexpected or of another shape.

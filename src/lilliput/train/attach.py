@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from lilliput.core.activations import Quantized
 from lilliput.core.allot import Steps, allotted
 from lilliput.core.cut import Cut
 from lilliput.core.data import with_example
@@ -23,6 +24,7 @@ from lilliput.quantize.gnmt import ClippedLSTM
 from lilliput.train.calibrate import calibrated
 from lilliput.train.cut import again, cut_by, cut_in_place
 from lilliput.train.node import Node
+from lilliput.train.outputs import planned_outputs
 from lilliput.train.quantizer import before_layers, planned, quantizers, remove, replace_all
 
 # Where an attached model keeps its recipe: a plain attribute, so that deepcopy carries it and state_dict doesn't.
@@ -64,8 +66,8 @@ def attach(model: nn.Module, recipe: Recipe, data: Any = None, *, example: Any =
     `state_dict` keys are those of `torch.nn.utils.parametrize`: `<module>.parametrizations.<name>.original` is the
     latent weight and `<module>.parametrizations.<name>.0.*` the state of its steps: `part_<part>` (such as
     `part_mask`), `next_<part>.*` for the steps that pack a part again, and as `_extra_state` a tensor of bytes with
-    the JSON of their settings. A layer whose input is quantized holds a module `input_quantizer`, whose numbers are
-    `<module>.input_quantizer.number_<name>`.
+    the JSON of their settings. A layer whose input is quantized holds a module `input_quantizer` (a result: `output_quantizer`)
+    with its numbers, `<module>.input_quantizer.number_<name>`.
 
     Args:
         model: the user's model; changed in place, or not at all if this raises.
@@ -89,7 +91,7 @@ def attach(model: nn.Module, recipe: Recipe, data: Any = None, *, example: Any =
     4
     """
     recipe.check(weights(model))
-    data, example = with_example(data, example)
+    data, example = with_example(again(data) if recipe.rereads else data, example)
     previous = attachment(model)
     original = tensor_bytes(model) if previous is None else previous.original
     # All that can fail is done on a smaller copy; only then the model itself is cut.
@@ -99,7 +101,7 @@ def attach(model: nn.Module, recipe: Recipe, data: Any = None, *, example: Any =
     notes: dict[str, str] = {}
     steps = allotted(recipe, found, lambda weight: _value(work, weight), stats)
     nodes = [_node_for(work, w, (recipe, steps.get(w.name, ())), stats.get(w.name), notes) for w in found]
-    placed = before_layers(model, planned(work, recipe, found, stats, notes))
+    placed = before_layers(model, _quantizers(work, recipe, (data, example), stats, notes))
     found = weights(cut_in_place(model, cuts))
     made = [(weight, node) for weight, node in zip(found, nodes) if node is not None]
     fixed = {weight.name for weight in found if not weight.parameter.requires_grad}
@@ -125,6 +127,15 @@ def _smaller(
     data = again(data)
     work, cuts = cut_by(model, recipe, example, data, stats)
     return work, cuts, data, None
+
+
+def _quantizers(
+    work: nn.Module, recipe: Recipe, given: tuple[Any, Any], stats: Any, notes: dict[str, str]
+) -> dict[str, Quantized]:
+    found = planned(work, recipe, weights(work), stats, notes)
+    if any(rule.outputs is not None for rule in recipe.rules):
+        found |= planned_outputs(work, plain_copy(work), recipe, given, notes)
+    return found
 
 
 def _value(model: nn.Module, weight: Weight) -> Tensor:

@@ -28,6 +28,7 @@ from lilliput.graph.trace import trace
 from lilliput.train.attach import attachment, packed_buffers, packed_weights, plain_copy, tensor_bytes
 from lilliput.train.calibrate import calibrated
 from lilliput.train.cut import again, cut_by, cut_lines
+from lilliput.train.outputs import planned_outputs
 from lilliput.train.quantizer import place, planned, quantized, remove
 from lilliput.train.shrink import shrink
 
@@ -78,8 +79,8 @@ def compress(
     remove(work)
     facts: dict[str, Any] = {"original": tensor_bytes(model)}
     notes: dict[str, str] = {}
+    data = again(data) if recipe.rereads else data
     if recipe.cuts:
-        data = again(data)
         # What was collected for the whole weights doesn't fit what is left of them.
         work, stats = cut_by(work, recipe, example, data, stats)[0], None
     if fold and example is not None:
@@ -88,6 +89,7 @@ def compress(
     buffers = packed_buffers(work)
     packed, facts["error"] = _all_packed(work, recipe, stats, notes)
     inputs = before | planned(work, recipe, weights(work), stats, notes)
+    inputs |= planned_outputs(model, work, recipe, (data, example), notes)
     return Draft(work, recipe, {**packed, **buffers}, facts, notes, inputs).finished(example, remove_dead)
 
 

@@ -1,4 +1,4 @@
-"""A quantizer in front of a layer: put there, taken away, and asked for as plain data."""
+"""A quantizer in front of a layer, or behind it: put there, taken away, and asked for as plain data."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lilliput.core.activations import Quantized
+from lilliput.core.activations import OUT, Quantized, side_of
 from lilliput.core.checks import is_finite
 from lilliput.core.errors import DataError, LilliputError, ModelError, NotInstalled, RecipeError
-from lilliput.core.layers import QUANTIZER, Weight, join
+from lilliput.core.layers import OUTPUT, QUANTIZER, Weight, join
 from lilliput.core.recipe import Absent, Recipe
 
 TAKES = (
@@ -26,6 +26,12 @@ TAKES = (
     nn.RNNCellBase,
 )
 """Layers with one input that a weight multiplies."""
+
+GIVES = (
+    *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d),
+)
+"""Layers whose result may be quantized."""
 
 NUMBER = "number_"
 """Prefix of the buffers and parameters that hold a quantizer's numbers."""
@@ -65,12 +71,15 @@ class Through(torch.autograd.Function):
 
 
 class Quantizer(nn.Module):
-    """What stands in front of a layer, under the name `input_quantizer`; the layer's own hooks call it.
+    """What stands in front of a layer, under the name `input_quantizer`, or behind it, under `output_quantizer`.
+
+    The layer's own hooks call it.
 
     Attributes:
         method: the quantizer's setting at this point of the training.
         target: its setting in the end.
         path: of the layer, for messages.
+        behind: whether it stands behind the layer.
     """
 
     def __init__(self, quantized: Quantized, path: str, state: bool = False, device: Any = None) -> None:
@@ -78,14 +87,14 @@ class Quantizer(nn.Module):
 
         Args:
             quantized: method and numbers.
-            path: of the layer.
+            path: of the layer, with `:out` if it stands behind it.
             state: for training: numbers are buffers, or parameters if they are trained; otherwise plain numbers.
             device: of the buffers and parameters.
         """
         super().__init__()
         self.target = quantized.method
         self.method = quantized.method.at(0.0) if state else quantized.method
-        self.path = path
+        self.path, self.behind = side_of(path)
         self.state = state
         self.fixed = {} if state else dict(quantized.numbers)
         self.outer: Tensor | None = None
@@ -114,16 +123,16 @@ class Quantizer(nn.Module):
         """Returns x on its levels: in eval mode exactly what the file's graph computes.
 
         Args:
-            x: what goes into the layer, floating-point.
+            x: what goes into the layer, or comes out of it, floating-point.
 
         Raises:
             DataError: while training, if x isn't finite: a sign would hide it from the loss.
         """
         numbers = self.numbers
         if self.training and not is_finite(x.detach()):
-            bad = int((~torch.isfinite(x)).sum())
+            bad, way = int((~torch.isfinite(x)).sum()), "come out of" if self.behind else "go into"
             raise DataError(
-                f"{self.path}: {bad} of {x.numel()} activations that go into it are NaN or infinite; "
+                f"{self.path}: {bad} of {x.numel()} activations that {way} it are NaN or infinite; "
                 "lower the learning rate, or look for NaN in the data"
             )
         with torch.no_grad():
@@ -165,12 +174,22 @@ def _after(layer: nn.Module, args: Any, output: Any) -> Any:
     return (output - bias) * factor + bias
 
 
+def _behind(layer: nn.Module, args: Any, output: Any) -> Any:
+    """Quantizes a layer's result."""
+    quantizer = layer._modules.get(OUTPUT)
+    if not isinstance(quantizer, Quantizer):
+        return None
+    if not isinstance(output, Tensor) or not output.dtype.is_floating_point:
+        raise DataError(f"{quantizer.path}: it gives a {type(output).__name__}, only float tensors can be quantized")
+    return quantizer(output)
+
+
 def place(model: nn.Module, found: Mapping[str, Quantized], state: bool = False) -> None:
-    """Puts quantizers in front of layers, in place; one that is there already is replaced.
+    """Puts quantizers in front of layers and behind them, in place; one that is there already is replaced.
 
     Args:
         model: whose layers they are.
-        found: by the layer's path.
+        found: by the layer's path, with `:out` for those behind it.
         state: see `Quantizer`.
 
     Raises:
@@ -199,30 +218,39 @@ def before_layers(model: nn.Module, found: Mapping[str, Quantized]) -> list[tupl
     return result
 
 
-def layer_at(model: nn.Module, path: str) -> nn.Module:
-    """Returns the layer of a path; ModelError if there is none that takes a quantizer."""
+def layer_at(model: nn.Module, key: str) -> nn.Module:
+    """Returns the layer of a path, with or without `:out`; ModelError if there is none that takes a quantizer."""
+    path, behind = side_of(key)
     layer = dict(model.named_modules(remove_duplicate=False)).get(path)
-    if not isinstance(layer, TAKES):
-        raise ModelError(f"{path or 'the model'}: no layer whose input can be quantized in {type(model).__name__}")
-    if not isinstance(layer._modules.get(QUANTIZER), Quantizer | None):
-        raise ModelError(f"{path}: it has a module '{QUANTIZER}' of its own; rename that first")
+    if not isinstance(layer, GIVES if behind else TAKES):
+        what = "result" if behind else "input"
+        raise ModelError(f"{path or 'the model'}: no layer whose {what} can be quantized in {type(model).__name__}")
+    name = OUTPUT if behind else QUANTIZER
+    if not isinstance(layer._modules.get(name), Quantizer | None):
+        raise ModelError(f"{path}: it has a module '{name}' of its own; rename that first")
     return layer
 
 
 def put(layer: nn.Module, quantizer: Quantizer) -> None:
-    """Puts one quantizer in front of a layer, and the hooks that call it."""
-    take_away(layer)
+    """Puts one quantizer in front of a layer or behind it, and the hooks that call it."""
+    take_away(layer, quantizer.behind)
     quantizer.train(layer.training)
-    layer._modules[QUANTIZER] = quantizer
+    layer._modules[OUTPUT if quantizer.behind else QUANTIZER] = quantizer
+    if quantizer.behind:
+        layer.register_forward_hook(_behind)
+        return
     layer.register_forward_pre_hook(_before, with_kwargs=True)
-    layer.register_forward_hook(_after)
+    # Before a quantizer of the result: that one sees what the factor made of it.
+    layer.register_forward_hook(_after, prepend=True)
 
 
-def take_away(layer: nn.Module) -> None:
-    """Removes a layer's quantizer and its hooks."""
-    if isinstance(layer._modules.get(QUANTIZER), Quantizer):
-        del layer._modules[QUANTIZER]
-    for hooks, own in ((layer._forward_pre_hooks, _before), (layer._forward_hooks, _after)):
+def take_away(layer: nn.Module, behind: bool) -> None:
+    """Removes a layer's quantizer on one side, and its hooks."""
+    name = OUTPUT if behind else QUANTIZER
+    if isinstance(layer._modules.get(name), Quantizer):
+        del layer._modules[name]
+    front: Any = ((layer._forward_pre_hooks, _before), (layer._forward_hooks, _after))
+    for hooks, own in ((layer._forward_hooks, _behind),) if behind else front:
         for key in [key for key, hook in hooks.items() if hook is own]:
             del hooks[key]
             layer._forward_pre_hooks_with_kwargs.pop(key, None)
@@ -230,23 +258,24 @@ def take_away(layer: nn.Module) -> None:
 
 def remove(model: nn.Module) -> None:
     """Removes every quantizer of a model, in place."""
-    for _, layer, _ in quantizers(model):
-        take_away(layer)
+    for _, layer, quantizer in quantizers(model):
+        take_away(layer, quantizer.behind)
 
 
 def replace_all(model: nn.Module, found: list[tuple[nn.Module, Quantizer]]) -> None:
-    """Puts quantizers in front of layers, and takes away all others of the model."""
+    """Puts quantizers at layers, and takes away all others of the model."""
     remove(model)
     for layer, quantizer in found:
         put(layer, quantizer)
 
 
 def quantizers(model: nn.Module) -> list[tuple[str, nn.Module, Quantizer]]:
-    """Returns (path, layer, quantizer) for every layer that has one."""
+    """Returns (path, layer, quantizer) for all; the path ends with `:out` where it stands behind the layer."""
     return [
-        (path, layer, own)
+        (path + end, layer, own)
         for path, layer in model.named_modules()
-        if isinstance(own := layer._modules.get(QUANTIZER), Quantizer)
+        for name, end in ((QUANTIZER, ""), (OUTPUT, OUT))
+        if isinstance(own := layer._modules.get(name), Quantizer)
     ]
 
 
