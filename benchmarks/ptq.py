@@ -57,21 +57,27 @@ class Half:
     labels: Tensor
 
 
-def recipe(
-    weights: str = "bits = 8", activations: str = '"uniform:8"', head: str = "", outputs: str = '"uniform:8"'
-) -> str:
-    """A recipe's text: weights and activations of all layers."""
+def recipe(bits: int, weights: str, solver: str, head: str = "") -> str:
+    """A recipe's text: weights, activations and results of all layers in as many bits; solvers of ranges and roundings."""
+    activations = f'{{method = "quantize/activations/uniform", bits = {bits}, solver = "{solver}"}}'
     return f"""{head}
 [[rule]]
-steps = [{{method = "quantize/uniform", {weights}}}]
+steps = [{{method = "quantize/uniform", bits = {bits}, solver = "{weights}"}}]
 activations = {activations}
-outputs = {outputs}
+outputs = {activations}
 """
 
 
 def cases() -> dict[str, str]:
-    """Ours by name: the recipe's text."""
-    return {}
+    """Ours by name: the recipe's text. The most telling first."""
+    found = {f"{bits} bits, mse+gptq, mse": recipe(bits, "mse+gptq", "mse") for bits in (8, 6, 4)}
+    found |= {f"8 bits, {way}, {way}": recipe(8, way, way) for way in ("minmax", "mse")}
+    found["8 bits, mse+gptq, minmax"] = recipe(8, "mse+gptq", "minmax")
+    for way in ("percentile:99.99", "kl", "aciq", "easy", "kl_ncnn"):
+        found[f"8 bits, mse, {way}"] = recipe(8, "mse", way)
+    for way in ("hqq", "percentile:99.99", "aciq"):
+        found[f"8 bits, {way}, mse"] = recipe(8, way, "mse")
+    return found
 
 
 def halves(settings: Settings) -> list[Half]:
