@@ -58,7 +58,7 @@ class Half:
 
 
 def recipe(bits: int, weights: str, solver: str, head: str = "") -> str:
-    """A recipe's text: weights, activations and results of all layers in as many bits; solvers of ranges and roundings."""
+    """A recipe's text: all layers' weights, inputs and results in as many bits, by these solvers."""
     activations = f'{{method = "quantize/activations/uniform", bits = {bits}, solver = "{solver}"}}'
     return f"""{head}
 [[rule]]

@@ -66,8 +66,8 @@ def attach(model: nn.Module, recipe: Recipe, data: Any = None, *, example: Any =
     `state_dict` keys are those of `torch.nn.utils.parametrize`: `<module>.parametrizations.<name>.original` is the
     latent weight and `<module>.parametrizations.<name>.0.*` the state of its steps: `part_<part>` (such as
     `part_mask`), `next_<part>.*` for the steps that pack a part again, and as `_extra_state` a tensor of bytes with
-    the JSON of their settings. A layer whose input is quantized holds a module `input_quantizer` (a result: `output_quantizer`)
-    with its numbers, `<module>.input_quantizer.number_<name>`.
+    the JSON of their settings. A layer whose input is quantized holds a module `input_quantizer` (its result:
+    `output_quantizer`) with its numbers, `<module>.input_quantizer.number_<name>`.
 
     Args:
         model: the user's model; changed in place, or not at all if this raises.
