@@ -13,6 +13,7 @@ layer's input, floats (on the quantizer's levels, where there is one), any batch
 the layer would. It takes its buffers from `packed` when it is made, holds no parameters, and may have
 
     tolerance  largest |its result - the dense layer's| / |the dense layer's|, Frobenius; 1e-5 if it doesn't say
+    rectifies  True if a third argument, True, makes it give max(0, y) for y
     kind       a few words for listings, such as "XNOR and bit count"; the file's name if it doesn't say
 
 A file may also serve weights that nothing packed, by a function

@@ -172,6 +172,7 @@ class WinogradConvolution(nn.Module):
 
     kind = "Winograd F(4, 3)"
     tolerance = 2e-5
+    rectifies = True
     weight: Tensor
 
     def __init__(self, weight: Tensor, padding: tuple[int, int]) -> None:

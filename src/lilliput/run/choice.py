@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +19,7 @@ from lilliput.export.quantized import coded_layers, levels_in
 from lilliput.export.sizes import infos_of
 from lilliput.file.artifact import Artifact
 from lilliput.graph.factors import Factored, factored
-from lilliput.graph.ir import Graph, InputRef, NodeRef, Ref, map_node, map_refs
+from lilliput.graph.ir import Graph, InputRef, NodeRef, Ref, map_node, map_refs, refs_of
 from lilliput.graph.layers import layer_of
 from lilliput.graph.program import Program
 from lilliput.kernels.found import TOLERANCE, serving, serving_dense
@@ -210,8 +211,11 @@ class Chooser:
         assert layer is not None
         x, wanted = seen
         right = {}
+        rectified = {}
         for name, module in made:
             call = in_kernel(piece, module, self.found.graph, self.tensors)
+            if getattr(module, "rectifies", False):
+                rectified[name] = in_kernel(piece, module, self.found.graph, self.tensors, rectify=True)
             reason = self.refused(call, module, x, wanted)
             if reason is None:
                 right[name] = call, str(getattr(module, "kind", name))
@@ -221,14 +225,14 @@ class Chooser:
             return None
         if not self.timed:
             name = next(iter(right))
-            return Kernel(layer.weight, *right[name])
+            return Kernel(layer.weight, *right[name], rectified=rectified.get(name))
         calls: dict[str, Callable[[], Any]] = {name: _bound(call, x) for name, (call, _) in right.items()}
         calls[""] = _bound(self.stretch(piece, ONNX if installed() else TORCH, {})[0], x)
         seconds = race(calls, seconds=0.02)
         name = min(right, key=lambda one: seconds[one])
         if seconds[name] >= seconds[""]:
             return None
-        return Kernel(layer.weight, *right[name], seconds[name], seconds[""])
+        return Kernel(layer.weight, *right[name], seconds[name], seconds[""], rectified.get(name))
 
     def refused(
         self, call: Callable[[list[Any]], list[Any]], module: nn.Module, x: Tensor, wanted: Tensor
@@ -270,14 +274,19 @@ class Chooser:
     def line(self, kernels: Mapping[int, Kernel], engine: str) -> Line:
         """Builds the network with some kernels."""
         from_rules = _unknown(self.found.graph) if engine != TORCH else set()
-        pieces = pieces_of(self.found.graph, self.infos, set(kernels) | from_rules)
+        merged = self.merged(kernels)
+        pieces = pieces_of(self.found.graph, self.infos, set(kernels) | from_rules | set(merged))
         parts = []
         several = bool(kernels) and self.timed and engine == ONNX
         inputs = self.recorded(pieces) if several else {}
         for place, piece in enumerate(pieces):
             index = piece.nodes[0]
             if piece.alone and index in kernels:
-                parts.append(Part(piece, kernels[index].call, kernels[index].kind))
+                kernel = kernels[index]
+                call = kernel.rectified if index in merged.values() else kernel.call
+                parts.append(Part(piece, call, kernel.kind))
+            elif index in merged:
+                parts.append(Part(piece, list, kernels[merged[index]].kind))
             elif piece.alone:
                 parts.append(Part(piece, in_torch(piece, self.tensors), TORCH))
             else:
@@ -288,6 +297,20 @@ class Chooser:
                     call, words = (call, words) if seconds["a"] <= seconds["b"] else (other, TORCH)
                 parts.append(Part(piece, call, words))
         return Line(self.found.graph, parts, self.tensors)
+
+    def merged(self, kernels: Mapping[int, Kernel]) -> dict[int, int]:
+        """The ReLUs that a kernel does on the way, each with the place of its layer; nothing else needs that result."""
+        graph = self.found.graph
+        uses = Counter(ref for node in graph.nodes for ref in node.refs() if isinstance(ref, NodeRef))
+        uses.update(ref for ref in refs_of(graph.output) if isinstance(ref, NodeRef))
+        found = {}
+        for index, node in enumerate(graph.nodes):
+            ref = node.args[0] if node.operator == "aten.relu.default" and node.args else None
+            if not isinstance(ref, NodeRef) or uses[ref] != 1 or ref.index not in kernels:
+                continue
+            if kernels[ref.index].rectified is not None:
+                found[index] = ref.index
+        return found
 
     def recorded(self, pieces: Sequence[Piece]) -> dict[int, list[Any]]:
         """What goes into each piece on the example."""
@@ -346,6 +369,7 @@ class Kernel:
         kind: in words.
         seconds: that it takes; None if nothing was timed.
         beside: that floats take.
+        rectified: the same with max(0, y) for its result y, where the kernel can do that on the way.
     """
 
     name: str
@@ -353,6 +377,7 @@ class Kernel:
     kind: str
     seconds: float | None = None
     beside: float | None = None
+    rectified: Any = None
 
 
 def without_levels(graph: Graph) -> Graph:

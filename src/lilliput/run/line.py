@@ -129,7 +129,9 @@ def session_of(data: bytes) -> Any:
     return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
 
-def in_kernel(piece: Piece, module: nn.Module, graph: Graph, tensors: Mapping[str, Tensor]) -> Call:
+def in_kernel(
+    piece: Piece, module: nn.Module, graph: Graph, tensors: Mapping[str, Tensor], rectify: bool = False
+) -> Call:
     """Runs a layer by a kernel, see `kernels.found`.
 
     Args:
@@ -137,11 +139,12 @@ def in_kernel(piece: Piece, module: nn.Module, graph: Graph, tensors: Mapping[st
         module: the kernel.
         graph: the whole graph.
         tensors: of the graph, for the bias.
+        rectify: whether the kernel also does the ReLU behind the layer.
     """
     bias = arguments_of(graph.nodes[piece.nodes[0]]).get("bias")
     held = tensors[bias.name] if isinstance(bias, TensorRef) else None
 
     def call(given: list[Any]) -> list[Any]:
-        return [module(given[0], held)]
+        return [module(given[0], held, True) if rectify else module(given[0], held)]
 
     return call
