@@ -233,3 +233,17 @@ def test_a_full_disk_leaves_the_old_report_and_nothing_else(saved, tmp_path, mon
         Report(saved[1]).save(tmp_path / name)
     assert (tmp_path / name).read_text() == "old"
     assert sorted(os.listdir(tmp_path)) == names
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_macs_before_and_after_a_cut(trained, tmp_path):
+    """4 filters of 9 weights at 36 places and 144 x 10; half of the filters go."""
+    recipe = Recipe.loads("[[cut]]\nshare = 0.5")
+    example = torch.rand(3, 1, 8, 8)
+    artifact = pack(attach(network(), recipe, example=example)) if trained else compress(network(), recipe, example)
+    artifact.save(tmp_path / "net.safetensors")
+    report = Report(read(tmp_path / "net.safetensors"), path=tmp_path / "net.safetensors")
+    assert report.summary.macs == (4 * 9 * 36 + 144 * 10, 2 * 9 * 36 + 72 * 10)
+    assert report.to_dict()["summary"]["macs"] == report.summary.macs
+    assert "1,368</b><span>MACs for one input, 50.0 % of 2,736" in render(report)
+    assert "MACs" not in render(Report(compress(network(), RECIPE, example)))

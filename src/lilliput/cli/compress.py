@@ -91,6 +91,8 @@ def _show(told: Any, path: Path | None) -> None:
         f"{size_text(summary.original)} of tensors; "
         f"{digits(summary.bits)} bits for each of {summary.parameters:,} numbers"
     )
+    if summary.macs is not None:
+        terminal.say("MACs for one input: {:,} before, {:,} after".format(*summary.macs))
     if summary.after is not None:
         terminal.say(f"metric: {metric(summary.before)} before, {metric(summary.after)} after")
     for name, note in notes(told.artifact.facts).items():

@@ -75,6 +75,8 @@ def _file(report: Any, everything: bool) -> None:
     graph = f"graph of {summary.nodes} operators" if summary.nodes is not None else "no graph"
     terminal.say(f"{summary.file}: {size_text(summary.bytes)} ({parts})")
     terminal.say(f"{digits(summary.ratio)} times smaller than {size_text(summary.original)} of tensors; {graph}")
+    if summary.macs is not None:
+        terminal.say("MACs for one input: {:,} before, {:,} after".format(*summary.macs))
     if summary.after is not None:
         terminal.say(f"metric: {metric(summary.before)} before, {metric(summary.after)} after")
     if not has_before:

@@ -27,6 +27,7 @@ class Cuts:
         lines: what was removed, and what was kept and why.
         sizes: attributes of the user's modules that must follow.
         blocks: residual blocks that are gone, before anything else is cut.
+        macs: multiplications of the network on the example before all of this; None if they weren't counted.
     """
 
     cuts: tuple[Cut, ...] = ()
@@ -34,6 +35,7 @@ class Cuts:
     lines: tuple[str, ...] = ()
     sizes: tuple[Resize, ...] = ()
     blocks: tuple[Skip, ...] = ()
+    macs: int | None = None
 
 
 def cut_tensors(tensors: Mapping[str, Tensor], cuts: Iterable[Cut]) -> dict[str, Tensor]:
@@ -290,7 +292,8 @@ def compose(first: Cuts, second: Cuts) -> Cuts:
         sizes[size.module, size.attribute] = replace(size, old=old)
     lines = (*first.lines, *second.lines)
     blocks = (*(skip for skip in first.blocks if not inside(skip.module, second.blocks)), *second.blocks)
-    return Cuts(tuple(cuts.values()), dict(second.values), lines, tuple(sizes.values()), blocks)
+    count = second.macs if first.macs is None else first.macs
+    return Cuts(tuple(cuts.values()), dict(second.values), lines, tuple(sizes.values()), blocks, count)
 
 
 def beyond(whole: Cuts, made: Cuts) -> Cuts:

@@ -110,6 +110,7 @@ class Summary:
         parts: bytes of `header`, `manifest`, `graph`, `streams` (coded integers) and `floats`; their sum is `bytes`.
         nodes: operators of the embedded graph, or None where there is no graph.
         digest: SHA-256 of the file, in hexadecimal.
+        macs: multiplications for one input before and after the cuts of a recipe; None where nothing was cut.
     """
 
     file: str
@@ -123,6 +124,7 @@ class Summary:
     parts: Mapping[str, int]
     nodes: int | None
     digest: str
+    macs: tuple[int, int] | None = None
 
 
 class Report:
@@ -189,6 +191,7 @@ class Report:
             parts={part: file[part] for part in ("streams", "floats", "graph", "manifest", "header")},
             nodes=file["nodes"],
             digest=file["digest"],
+            macs=facts.macs(self.artifact.facts),
         )
 
     @functools.cached_property

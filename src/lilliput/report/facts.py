@@ -90,6 +90,17 @@ def accuracy(facts: Mapping[str, Any]) -> tuple[float | None, float | None]:
     return before, after
 
 
+def macs(facts: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Returns the multiplications for one input before and after cuts, None if both aren't known.
+
+    >>> macs({"macs": {"before": 300, "after": 100}}), macs({"macs": {"before": -1, "after": "many"}})
+    ((300, 100), None)
+    """
+    own = numbers(facts, "macs")
+    before, after = own.get("before", -1.0), own.get("after", -1.0)
+    return (int(before), int(after)) if before > 0 and after >= 0 else None
+
+
 def numbers(facts: Mapping[str, Any], key: str) -> dict[str, float]:
     """Returns a table of numbers among the facts, such as the error of each layer."""
     return {name: value for name, entry in table(facts, key).items() if (value := number(entry)) is not None}

@@ -24,6 +24,8 @@ from lilliput.graph.cut import Cuts, compose, noted_cuts
 from lilliput.graph.fold import absorb
 from lilliput.graph.fold import fold as fold_batch_norms
 from lilliput.graph.ir import Graph
+from lilliput.graph.macs import macs
+from lilliput.graph.run import bind_example
 from lilliput.graph.trace import trace
 from lilliput.train.attach import attachment, packed_buffers, packed_weights, plain_copy, tensor_bytes
 from lilliput.train.calibrate import calibrated
@@ -205,6 +207,11 @@ class Draft:
             made = compose(made, Cuts(dead))
             self.notes |= {f"dead channels {number}": line for number, line in enumerate(lines, 1)}
         graph, constants = self._traced(example)
+        if made.macs is not None and graph is not None:
+            # For one input, if the example holds several.
+            each = bind_example(graph, example)[0].shape[0] if graph.open.startswith("batch") else 1
+            counts = {"before": made.macs, "after": macs(self.work, example)}
+            self.facts["macs"] = {when: count // each for when, count in counts.items()}
         aliases = {alias: weight.name for weight in found for alias in weight.aliases}
         if self.notes:
             self.facts["notes"] = self.notes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -17,6 +17,7 @@ from lilliput.core.recipe import Recipe
 from lilliput.graph.blocks import cut_blocks
 from lilliput.graph.cut import Cuts, apply_cuts, compose, note_cuts, noted_cuts
 from lilliput.graph.groups import Group
+from lilliput.graph.macs import macs
 from lilliput.graph.narrow import cut
 from lilliput.observe.collect import collect
 
@@ -57,6 +58,7 @@ def cut_by(
         raise RecipeError("the recipe cuts channels, which takes an input of the model: give example= or data")
     kinds = {name: weight.kind for weight in weights(model) for name in (weight.name, *weight.aliases)}
     chosen = _Chosen(recipe.cuts, kinds)
+    count = macs(model, example)
     smaller, made = _without_blocks(model, recipe.cuts, example, data, stats)
     narrowing = [rule for rule in recipe.cuts if rule.pattern != "block"]
     for key in dict.fromkeys(map(_together, narrowing)):
@@ -77,6 +79,9 @@ def cut_by(
             raise _named(error, rules[0]) from None
         made.append(cuts)
     chosen.check()
+    if made:
+        made[0] = replace(made[0], macs=count)
+        note_cuts(smaller, compose(Cuts(macs=noted_cuts(model).macs or count), noted_cuts(smaller)))
     return smaller, tuple(made)
 
 
