@@ -54,6 +54,7 @@ from lilliput.train.fit import FitOptions
 from real_data import cache_directory
 
 RESULT = Path(__file__).parent / "results" / "criteria.json"
+PAGE = Path(__file__).parents[1] / "docs" / "benchmarks" / "pruning-criteria.md"
 RATE = 5e-3
 """Highest learning rate of a network that is trained from scratch."""
 
@@ -388,6 +389,28 @@ def beaten(rows: Rows, when: str) -> tuple[Rows, Rows]:
     return better, worse
 
 
+def page(text: str, rows: Rows) -> str:
+    """Returns the page with its tables, and the list of what random masks equal, made anew from the rows."""
+    heads = ("## Right after pruning", "## BatchNorm's statistics taken anew", "## After retraining")
+    for head, when in zip(heads, WHEN, strict=True):
+        before, found, rest = text.partition(head)
+        own, end, after = rest.partition("\n## ")
+        lines = own.split("\n")
+        first = next(place for place, line in enumerate(lines) if line.startswith("cnn, "))
+        last = max(place for place, line in enumerate(lines) if line.startswith("| "))
+        tables = table(rows, when).replace(f", {WHEN[when]}:", ":").split("\n")
+        text = before + found + "\n".join([*lines[:first], *tables, *lines[last + 1 :]]) + end + after
+    worse = [
+        f"* `{row['criterion']}` at {100 * row['sparsity']:g} % ({row['pattern']}, {row['net']}) "
+        f"{row['gain']:.1f} ({row['error']:.1f})"
+        for row in beaten(rows, "after")[1]
+    ]
+    lines = text.split("\n")
+    first = next(place for place, line in enumerate(lines) if line.startswith("* `") and "(filter, cnn)" in line)
+    count = next(place for place, line in enumerate(lines[first:]) if not line.startswith("* `"))
+    return "\n".join([*lines[:first], *worse, *lines[first + count :]])
+
+
 def main() -> None:
     """Does what isn't done yet, and writes the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -422,6 +445,8 @@ def main() -> None:
     against = {when: dict(zip(("better", "not better"), beaten(rows, when), strict=True)) for when in WHEN}
     result = {"machine": machine, "settings": dataclasses.asdict(settings), "left": left}
     RESULT.write_text(json.dumps(result | {"against random": against, "cases": rows}, indent=1) + "\n")
+    if not options.long:
+        PAGE.write_text(page(PAGE.read_text(), rows))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """The benchmark of criteria: what it tries, its networks' sizes, and its table."""
 
+import json
+
 import torch
 
 import criteria
@@ -56,3 +58,12 @@ def test_the_table_and_who_beats_random_masks():
     better, worse = criteria.beaten(rows, "before")
     assert [(row["criterion"], row["gain"]) for row in better] == [("apoz", 10.0)]
     assert worse == []
+
+
+def test_the_page_holds_the_tables():
+    """What the page says of the cases that are in the JSON is what the script would write there."""
+    rows = json.loads(criteria.RESULT.read_text())["cases"]
+    text = criteria.PAGE.read_text()
+    assert criteria.page(text, rows) == text
+    other = [{**row, "after": 0.123} if row["criterion"] == "obc" and "after" in row else row for row in rows]
+    assert "| obc | 12.3 (0.0) | 12.3 (0.0) |" in criteria.page(text, other)
