@@ -28,11 +28,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from lilliput.core import kernel
+from lilliput.core.activations import Quantized
 from lilliput.core.packed import pack_steps, unpack
 from lilliput.graph.ir import InputRef, Node, TensorRef
-from lilliput.kernels import codebook_linear, sparse_conv, sparse_linear
+from lilliput.kernels import codebook_linear, integer_conv, product, sparse_conv, sparse_linear
 from lilliput.kernels.window import Window
 from lilliput.prune.magnitude import Magnitude
+from lilliput.quantize.activations.uniform import Uniform
+from lilliput.quantize.incremental import Incremental
+from lilliput.quantize.shift import Shift as ShiftCNN
+from lilliput.quantize.uniform import Uniform as UniformWeight
 from lilliput.share.kmeans import KMeans
 
 RESULTS = Path(__file__).parent / "results" / "kernels_sparse.json"
@@ -223,12 +228,70 @@ def codebook() -> Iterator[tuple[str, dict[str, Any]]]:
     yield "4096 x 9216, one row", found
 
 
+def integer() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Convolutions 3 x 3 in whole numbers, behind an input quantizer, the quantizer's own time counted."""
+    quantizer = Uniform(bits=8, form="symmetric", clip=3.0)
+    inputs = Quantized(quantizer, quantizer.observe(None))
+    for channels, outputs, size in CONV3X3:
+        torch.manual_seed(0)
+        weight, image = torch.randn(outputs, channels, 3, 3) / 30, torch.randn(1, channels, size, size)
+        node = Node("aten.conv2d.default", (InputRef(0), TensorRef("weight"), None, (1, 1), (1, 1)))
+        x = quantizer.forward(image, inputs.numbers)
+        last = [t.to(memory_format=torch.channels_last) for t in (x, weight)]
+        cases: CASES = {
+            "torch": lambda x=x, w=weight: functional.conv2d(x, w, padding=1),
+            "torch, channels last": lambda last=last: functional.conv2d(*last, padding=1),
+        }
+        steps = {
+            "INQ, 5 bits": (Incremental(),),
+            "ShiftCNN, 2 terms": (ShiftCNN(),),
+            "codebook, 6 bits": (KMeans(bits=6), UniformWeight(bits=8, per="tensor")),
+        }
+        for label, own in steps.items():
+            packed = pack_steps(weight, own)
+            layer = integer_conv.serves(packed, node, inputs)
+            assert layer is not None
+            close(layer(x), functional.conv2d(x, unpack(packed), padding=1))
+            cases[label] = lambda layer=layer, x=x: layer(x)
+        label = f"3 x 3 {channels} to {outputs}, {size} x {size}"
+        yield label, measured(cases, ["torch", "torch, channels last"])
+
+
+def by_look_up() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Product quantization: a linear layer, one row, and convolutions 3 x 3; random codes and codewords."""
+    torch.manual_seed(0)
+    weight, x = torch.randn(4096, 9216), torch.randn(1, 9216)
+    cases: CASES = {"torch": lambda: functional.linear(x, weight)}
+    for width, k in ((8, 16), (4, 16), (3, 32)):
+        layer = product.ProductLinear(
+            torch.randint(0, k, (4096, 9216 // width)), torch.randn(9216 // width, k, width), 9216
+        )
+        turn = copies(layer)
+        cases[f"runs of {width}, {k} codewords"] = lambda turn=turn: next(turn)(x)
+    yield "linear 4096 x 9216, one row", measured(cases, ["torch"])
+    for channels, outputs, size in CONV3X3:
+        image, dense = torch.randn(1, channels, size, size), torch.randn(outputs, channels, 3, 3)
+        last = [t.to(memory_format=torch.channels_last) for t in (image, dense)]
+        cases = {
+            "torch": lambda x=image, w=dense: functional.conv2d(x, w, padding=1),
+            "torch, channels last": lambda last=last: functional.conv2d(*last, padding=1),
+        }
+        for width, k in ((8, 16), (8, 128), (4, 16)):
+            runs = channels // width
+            codes, book = torch.randint(0, k, (outputs, runs, 3, 3)), torch.randn(runs, k, width)
+            conv = product.ProductConv(codes, book, channels, Window((3, 3), padding=(1, 1)))
+            cases[f"runs of {width}, {k} codewords"] = lambda conv=conv, x=image: conv(x)
+        yield f"3 x 3 {channels} to {outputs}, {size} x {size}", measured(cases, ["torch", "torch, channels last"])
+
+
 PARTS: dict[str, Callable[[], Iterator[tuple[str, dict[str, Any]]]]] = {
     "conv1x1": lambda: conv("1 x 1", 1, CONV1X1),
     "conv3x3": lambda: conv("3 x 3", 3, CONV3X3),
     "deep_compression": deep_compression,
     "patterns": patterns,
     "codebook": codebook,
+    "integer": integer,
+    "by_look_up": by_look_up,
 }
 
 
