@@ -82,3 +82,12 @@ def test_energy_in_reports(call, net, compressed, tmp_path):
     ran = call(*words, "--model", net("build"))
     assert ran.code == 0, ran.error
     assert "Energy on eyeriss" in page.read_text()
+
+
+def test_predicted_and_measured_times(call, net):
+    words = ("hardware", net("build"), *SHAPE, "--measure")
+    assert call(*words).code == 2
+    told = call(*words, "--device", "this", "--json").json["measured"]
+    assert [row["name"] for row in told] == ["0", "4"]
+    assert all(row["measured"] > 0 and row["predicted"] > 0 for row in told)
+    assert "ratio" in call(*words, "--device", "this").out

@@ -7,7 +7,7 @@ import pytest
 from lilliput.core.errors import DeviceError
 from lilliput.hardware.device import Device, devices
 from lilliput.hardware.layer import Layer
-from lilliput.hardware.roofline import attainable, bound, moved, ridge, this_machine
+from lilliput.hardware.roofline import attainable, bound, measured, moved, ridge, this_machine
 
 
 def test_asymptotes_meet_at_the_ridge():
@@ -58,3 +58,15 @@ def test_every_device_that_comes_along_is_whole():
 def test_bad_input():
     with pytest.raises(DeviceError, match="bandwidth must be positive, it is 0"):
         attainable(1.0, 1.0, 0.0)
+
+
+def test_predictions_are_lower_bounds_of_what_is_measured():
+    """A product large enough to be fast comes near; nothing is faster than its roofline by more than the noise."""
+    device = this_machine()
+    for layer in (
+        Layer(256, 256, batch=256),
+        Layer(64, 64, size=(28, 28), kernel=(3, 3), padding=(1, 1)),
+        Layer(512, 512),
+    ):
+        wide = replace(layer, weight_bits=32, input_bits=32, output_bits=32)
+        assert measured(layer, 0.02) > 0.1 * bound(wide, device).seconds

@@ -19,6 +19,18 @@ class Given:
     input: parameters.Inputs = None
 
 
+@dataclass(frozen=True)
+class Shown:
+    """What is told besides."""
+
+    picture: Annotated[
+        Path | None, Parameter(help="Also draw the energy of each layer by level, as .svg; one dataflow.")
+    ] = None
+    measure: Annotated[bool, Parameter(help="Also time each layer in float32 on this machine; with --device this.")] = (
+        False
+    )
+
+
 def hardware(
     model: parameters.Model,
     *,
@@ -31,9 +43,7 @@ def hardware(
         Path | None,
         Parameter(help="A file made of the model: what it costs is told beside it, with its bits and zeros."),
     ] = None,
-    picture: Annotated[
-        Path | None, Parameter(help="Also draw the energy of each layer by level, as .svg; one dataflow.")
-    ] = None,
+    shown: Annotated[Shown, Parameter(name="*")] = Shown(),
     json: parameters.Json = False,
 ) -> None:
     """Estimate for each layer the energy of arithmetic and of every memory, cycles, and what holds it back.
@@ -47,6 +57,9 @@ def hardware(
     example = inputs.inputs_of(given.input)
     if example is None:
         raise terminal.UsageError("give --input: the cost of a layer depends on the size of what goes into it")
+    picture = shown.picture
+    if shown.measure and device != "this":
+        raise terminal.UsageError("--measure times this machine: give --device this")
     if picture is not None:
         terminal.check_outputs(picture, sources=[given.weights, compressed])
         terminal.check_ending(picture, ".svg")
@@ -68,13 +81,43 @@ def hardware(
             notes += [note for note in more if note not in notes]
     if picture is not None:
         _draw(picture, chosen, found[flows[0]], after[flows[0]] if after else None)
+    times = _measured(found[flows[0]], chosen) if shown.measure else []
     if json:
-        terminal.show_json(_told(chosen, found, after, notes))
+        told = _told(chosen, found, after, notes)
+        terminal.show_json(told | ({"measured": times} if shown.measure else {}))
         return
     for flow in flows:
         _show(chosen, flow, found[flow], after[flow] if after else None)
+    if times:
+        _show_times(times)
     for note in notes:
         terminal.say(note)
+
+
+def _measured(rows: Any, device: Any) -> list[dict[str, Any]]:
+    """For each layer the least time by its roofline, and the time that it takes."""
+    from dataclasses import replace
+
+    from lilliput.hardware.roofline import bound, measured
+
+    found = []
+    with terminal.working("timing the layers"):
+        for row in rows:
+            layer = replace(row.layer, weight_density=1.0, input_density=1.0, output_density=1.0)
+            least, taken = bound(layer, device), measured(layer)
+            found.append({"name": row.layer.name, "bound": least.by, "predicted": least.seconds, "measured": taken})
+    return found
+
+
+def _show_times(times: list[dict[str, Any]]) -> None:
+    from lilliput.report.text import digits
+
+    table = terminal.new_table("~layer", "bound", ">predicted", ">measured", ">ratio")
+    for row in times:
+        ratio = digits(row["measured"] / row["predicted"])
+        cells = [row["name"], row["bound"], _time(row["predicted"]), _time(row["measured"]), ratio]
+        terminal.add_row(table, cells)
+    terminal.show_table(table)
 
 
 def _draw(path: Path, device: Any, before: Any, after: Any) -> None:
