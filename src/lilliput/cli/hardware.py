@@ -57,12 +57,7 @@ def hardware(
     example = inputs.inputs_of(given.input)
     if example is None:
         raise terminal.UsageError("give --input: the cost of a layer depends on the size of what goes into it")
-    picture = shown.picture
-    if shown.measure and device != "this":
-        raise terminal.UsageError("--measure times this machine: give --device this")
-    if picture is not None:
-        terminal.check_outputs(picture, sources=[given.weights, compressed])
-        terminal.check_ending(picture, ".svg")
+    _check(shown, given, device, compressed)
     chosen = _device(device)
     flows = list(FLOWS) if dataflow == "all" else [dataflow or chosen.dataflow]
     with terminal.working("assessing the layers"):
@@ -79,8 +74,8 @@ def hardware(
             smaller = fill(sources.model_of(model, given.weights), artifact)
             after, more = _assessed(smaller, example, chosen, flows, code_bits(artifact.weights))
             notes += [note for note in more if note not in notes]
-    if picture is not None:
-        _draw(picture, chosen, found[flows[0]], after[flows[0]] if after else None)
+    if shown.picture is not None:
+        _draw(shown.picture, chosen, found[flows[0]], after[flows[0]] if after else None)
     times = _measured(found[flows[0]], chosen) if shown.measure else []
     if json:
         told = _told(chosen, found, after, notes)
@@ -92,6 +87,15 @@ def hardware(
         _show_times(times)
     for note in notes:
         terminal.say(note)
+
+
+def _check(shown: Shown, given: Given, device: str, compressed: Path | None) -> None:
+    """Finds out before the work what can't be done."""
+    if shown.measure and device != "this":
+        raise terminal.UsageError("--measure times this machine: give --device this")
+    if shown.picture is not None:
+        terminal.check_outputs(shown.picture, sources=[given.weights, compressed])
+        terminal.check_ending(shown.picture, ".svg")
 
 
 def _measured(rows: Any, device: Any) -> list[dict[str, Any]]:
