@@ -1,24 +1,34 @@
 """What the models of hardware say of AlexNet, pruned and quantized by Deep Compression's settings, and of ResNet-50.
 
     python benchmarks/hardware.py          # writes results/hardware.json
+    python benchmarks/hardware.py roofline # only that part of it
 
 `dataflows`: AlexNet's layers, a batch of 16, on the array of 256 elements on which Eyeriss was compared, under every
 dataflow; energy in multiply-accumulates. `saving`: the same layers with the densities and bits of Deep Compression
 (Han, Mao & Dally 2016, table 4) beside 16 bits and no zeros, for batches of 1 and 16, on Eyeriss; activations stay at
 16 bits, and 0, 30 or 60 % of what goes into a layer, but the first, is zero. `resnet`: ResNet-50's 54 layers, 224 x
-224, under all dataflows, from nothing; seconds on one thread.
+224, under all dataflows, from nothing; seconds on one thread. `roofline`: the layers of ResNet-18 and MobileNet, one
+picture of float32: the least time by this machine's roofline, measured on the spot, beside the time that torch takes,
+CPU time of one thread.
 """
 
 import json
 import platform
+import statistics
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
+from lilliput.core.method import find
 from lilliput.hardware.assess import assess
 from lilliput.hardware.dataflow import FLOWS
 from lilliput.hardware.device import Device
 from lilliput.hardware.layer import Layer
+from lilliput.hardware.roofline import bound, measured, this_machine
+from lilliput.search.layers import layers_of
 
 RESULT = Path(__file__).parent / "results" / "hardware.json"
 ALEXNET = [
@@ -90,9 +100,36 @@ def resnet() -> dict[str, float]:
     return {"seconds": seconds, "layers": len(layers), "macs": macs, **totals}
 
 
+def roofline() -> dict[str, dict[str, float]]:
+    """Milliseconds predicted and measured, and the ratios of the layers."""
+    torch.set_num_threads(1)
+    device, found = this_machine(), {}
+    for name in ("resnet", "mobilenet"):
+        net = find("nets", name)()
+        model, x = net.build().eval(), torch.rand(1, net.channels, net.size, net.size)
+        layers = [
+            replace(layer, weight_density=1.0, input_density=1.0)
+            for layer in layers_of(model, lambda model=model, x=x: model(x), device.word_bits)[0]
+        ]
+        pairs = [(bound(layer, device).seconds, measured(layer)) for layer in layers]
+        ratios = sorted(taken / least for least, taken in pairs)
+        found[name] = {
+            "predicted": 1e3 * sum(least for least, _ in pairs),
+            "measured": 1e3 * sum(taken for _, taken in pairs),
+            "least ratio": ratios[0],
+            "median ratio": statistics.median(ratios),
+            "largest ratio": ratios[-1],
+        }
+    return found
+
+
 def main() -> None:
-    """Runs all three, prints them and writes them down."""
-    results = {"resnet": resnet(), "dataflows": dataflows(), "saving": saving(), "machine": platform.platform()}
+    """Runs all of it, or the roofline alone, prints it and writes it down."""
+    if sys.argv[1:] == ["roofline"]:
+        results = json.loads(RESULT.read_text()) | {"roofline": roofline()}
+    else:
+        results = {"resnet": resnet(), "dataflows": dataflows(), "saving": saving(), "roofline": roofline()}
+        results["machine"] = platform.platform()
     print(json.dumps(results, indent=1))
     RESULT.write_text(json.dumps(results, indent=1) + "\n")
 
