@@ -12,6 +12,7 @@ from lilliput.core.errors import FileError, MethodError, ModelError
 from lilliput.core.recipe import Recipe
 from lilliput.graph.cut import Cuts, apply_cuts
 from lilliput.graph.groups import groups
+from lilliput.graph.macs import macs
 from lilliput.graph.run import GraphModule
 from lilliput.graph.trace import trace
 
@@ -726,8 +727,15 @@ def test_residual_widths_of_a_resnet_halve_its_weights_as_published() -> None:
     blocks = [block(*width) for width in [*widths, (512, 512, 1)]]
     model = nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 1000)).eval()
     assert count(model) == 11_689_512
+    first = next(group for group in groups(model, torch.rand(1, 3, 64, 64)) if group.name == "0.weight")
+    weights = {(member.parameter, member.axis) for member in first.members if "bn" not in member.parameter}
+    assert {(name, axis) for name, axis in weights if not name.startswith("1.")} == {
+        *(("0.weight", 0), ("4.conv2.weight", 0), ("5.conv2.weight", 0)),
+        *(("4.conv1.weight", 1), ("5.conv1.weight", 1), ("6.conv1.weight", 1), ("6.down.0.weight", 1)),
+    }
     smaller, _ = lilliput.cut(model, 0.5, torch.rand(1, 3, 64, 64))
     assert count(smaller) == 3_055_880
+    assert macs(smaller, torch.rand(1, 3, 224, 224)) == 483_149_824
 
 
 class ClassAttention(nn.Module):

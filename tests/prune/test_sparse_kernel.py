@@ -6,6 +6,7 @@ from torch import nn
 
 from lilliput.core.errors import MethodError
 from lilliput.core.packed import unpack
+from lilliput.graph.macs import macs
 from lilliput.prune.sparse_kernel import SparseKernel, as_layers
 from lilliput.testing.spread import gaussian
 
@@ -50,6 +51,18 @@ def test_fewer_bases_and_more_zeros_are_worse():
     for settings in ([SparseKernel(bases=b) for b in (1, 3, 9)], [SparseKernel(sparsity=s) for s in (0.9, 0.5, 0.1)]):
         errors = [float((unpack(s.pack(weight)) - weight).square().sum()) for s in settings]
         assert errors == sorted(errors, reverse=True)
+
+
+def test_multiplications_are_those_of_the_formula():
+    """A pixel: m^2 + s^2 sum q + density n sum q, and the sparse product in CSR is that of the layer with zeros."""
+    conv = nn.Conv2d(4, 8, 3, padding=1, bias=False)
+    packed = SparseKernel(sparsity=0.75, bases=5).pack(conv.weight.detach())
+    layers, value = as_layers(packed, conv), torch.randn(1, 4, 6, 7)
+    counted = macs(nn.Sequential(*list(layers)[:2]), value) + 42 * int((layers[2].weight != 0).sum())
+    assert counted == 42 * (4 * 4 + 9 * 20 + round(0.25 * 8 * 20))
+    hidden = layers[1](layers[0](value)).flatten(2)[0]
+    rows = layers[2].weight.detach().flatten(1).to_sparse_csr()
+    torch.testing.assert_close((rows @ hidden).reshape(8, 6, 7), layers(value)[0], rtol=1e-4, atol=1e-5)
 
 
 def test_bad_input_is_refused():

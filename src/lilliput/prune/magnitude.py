@@ -16,6 +16,23 @@ from lilliput.prune.sparse import Sparse
 NAME = "prune/magnitude"
 
 
+def dropout_after(drop: float, density: float) -> float:
+    """Returns the dropout with which a pruned layer is retrained: D sqrt(C_r / C_o) (Han et al. 2015, section 3.2).
+
+    A layer that has lost connections can hold less, so less of it needs to be dropped.
+
+    Args:
+        drop: probability with which it was trained, D.
+        density: connections that are left over those that there were, C_r / C_o.
+
+    >>> dropout_after(0.5, 0.25)
+    0.25
+    """
+    check_range(NAME, "drop", drop, 0, 1)
+    check_range(NAME, "density", density, 0, 1)
+    return float(drop * density**0.5)
+
+
 @dataclass(frozen=True)
 class Magnitude(Sparse):
     """Keeps the weights of largest magnitude (Han et al. 2015, arXiv 1506.02626).
