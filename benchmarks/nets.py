@@ -32,6 +32,7 @@ import lilliput
 import resumed
 from distill import SHAPE, Pictures
 from lilliput import Recipe, Rule
+from lilliput.graph.count import counts_of
 from lilliput.nets.lbcnn import LBCNN
 from lilliput.nets.lenet import LeNet
 from lilliput.nets.mobilenet import MobileNet
@@ -40,7 +41,6 @@ from lilliput.nets.resnet import ResNet
 from lilliput.nets.shufflenet import ShuffleNet
 from lilliput.nets.squeezenet import SqueezeNet
 from lilliput.nets.vgg import VGG
-from lilliput.observe.count import counts_of
 from lilliput.quantize.uniform import Uniform
 from lilliput.train.fit import FitOptions
 

@@ -6,7 +6,7 @@ import torch
 import distill
 import nets
 import resumed
-from lilliput.observe.count import counts_of
+from lilliput.graph.count import counts_of
 from lilliput.train.lesson import Lesson
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lilliput.core.method import find, methods
-from lilliput.observe.count import counts, counts_of
+from lilliput.graph.count import counts, counts_of
 
 # Family's name, settings, parameters, multiply-accumulates for one picture.
 GOLDEN = [

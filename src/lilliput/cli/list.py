@@ -56,7 +56,7 @@ def list(  # the verb's name
 
 def _counted(net: Any) -> dict[str, int]:
     """Counts of a network at some setting, for one picture."""
-    from lilliput.observe.count import counts_of
+    from lilliput.graph.count import counts_of
 
     return dataclasses.asdict(counts_of(net))
 

@@ -16,8 +16,8 @@ from torch.nn import functional
 from lilliput.core.recipe import Recipe
 from lilliput.file.read import loads
 from lilliput.file.write import dumps
+from lilliput.graph.count import counts_of
 from lilliput.graph.narrow import cut
-from lilliput.observe.count import counts_of
 from lilliput.run.load import load
 from lilliput.testing.spread import generator, tried
 from lilliput.train.compress import compress

@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from lilliput.core.data import call
+from lilliput.graph.macs import macs
 
 
 @dataclass(frozen=True)
@@ -36,15 +35,7 @@ def counts(model: nn.Module, example: Any) -> Counts:
     >>> counts(nn.Conv2d(3, 8, 3, padding=1), torch.rand(1, 3, 4, 4))
     Counts(parameters=224, macs=3456)
     """
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            call(model, example)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-    return Counts(sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2)
+    return Counts(sum(p.numel() for p in model.parameters()), macs(model, example))
 
 
 def counts_of(net: Any) -> Counts:
