@@ -126,6 +126,52 @@ def test_attention_by_gradients_at_a_layer_and_at_equal_models():
     assert all(torch.isfinite(p.grad).all() for p in student.parameters() if p.grad is not None)
 
 
+class Even(nn.Module):
+    """Sees a picture and its mirror image alike."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = network()
+
+    def forward(self, x):
+        return self.inner(x) + self.inner(x.flip(-1))
+
+
+def test_the_symmetric_form_to_the_last_digit():
+    """weight / 2 * mean |J(x) - flip J(flip x)| of the student alone, and its gradient, by finite differences."""
+    student, teacher = network(3), network(4, 1)
+    x, y = torch.randn(4, 1, 6, 6, dtype=torch.float64), torch.tensor([0, 1, 2, 0])
+    lesson = Lesson(student, teacher, Attention(form="symmetric", weight=2.0))
+
+    def slopes(pictures):
+        pictures = pictures.clone().requires_grad_()
+        loss = functional.cross_entropy(student(pictures), y, reduction="sum")
+        return torch.autograd.grad(loss, pictures)[0]
+
+    expected = (slopes(x) - slopes(x.flip(-1)).flip(-1)).flatten(1).norm(dim=1).mean()
+    loss = lesson(x, y)
+    assert loss.item() == pytest.approx(expected.item())
+    assert torch.equal(lesson.output, student(x))
+    loss.backward()
+    weight = student[2].weight
+    step = torch.zeros_like(weight)
+    step[1, 2, 0, 1] = 1e-6
+    weight.data += step
+    above = lesson(x, y).item()
+    weight.data -= 2 * step
+    below = lesson(x, y).item()
+    assert float(weight.grad[1, 2, 0, 1]) == pytest.approx((above - below) / 2e-6, rel=1e-5)
+
+
+def test_the_symmetric_form_costs_nothing_where_pictures_and_mirror_images_are_alike():
+    x, y = torch.randn(2, 1, 6, 6, dtype=torch.float64), torch.tensor([0, 1])
+    student = Even()
+    both = Lesson(student, network(4, 1), [Attention(form="symmetric"), Attention(form="gradient", weight=0.0)])
+    both(x, y).backward()
+    assert both(x, y).item() < 1e-9
+    assert Lesson(student.inner, lambda x: torch.zeros(2, 3), Attention(form="symmetric"))(x, y).item() > 1e-3
+
+
 def test_what_does_not_fit_is_refused():
     with pytest.raises(DataError, match="which is no map"):
         AT.between(torch.rand(2, 3), torch.rand(2, 3))
@@ -133,6 +179,8 @@ def test_what_does_not_fit_is_refused():
         AT.between(torch.rand(2, 3, 4), torch.rand(3, 3, 4))
     with pytest.raises(DataError, match="of equal shape"):
         Attention(form="gradient").between(torch.rand(2, 3), torch.rand(2, 4))
+    with pytest.raises(MethodError, match="name no layers"):
+        Attention(("x",), form="symmetric")
     for wrong in ({"form": "map"}, {"map": "mean"}, {"power": 0.0}, {"weight": -1.0}):
         with pytest.raises(MethodError, match="distill/attention"):
             Attention(("x",), **wrong)

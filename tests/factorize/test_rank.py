@@ -8,7 +8,7 @@ from torch import nn
 
 from lilliput.core.errors import BudgetError, MethodError
 from lilliput.core.recipe import Recipe, Rule
-from lilliput.factorize.rank import break_even, budgeted, evbmf, rank_for_ratio
+from lilliput.factorize.rank import break_even, budgeted, evbmf, rank_for_ratio, ranks_within, shared_ranks
 from lilliput.factorize.svd import Svd
 from lilliput.factorize.whitened import Whitened
 from lilliput.testing.spread import decaying, gaussian, generator
@@ -148,6 +148,31 @@ def test_a_rule_of_a_recipe_spends_one_budget_on_all_its_weights():
         held = sum(part.numel() for part in artifact.weights["0.weight"].parts.values())
         assert held + 1600 <= 0.6 * 3200
         assert torch.allclose(artifact.weight("0.weight"), low, atol=1e-3)
+
+
+def test_a_budget_is_not_drawn_away_by_one_large_direction():
+    """Two layers alike but for one direction, large in the first, share a budget as if it weren't there."""
+    values = torch.linspace(1, 0.1, 30).double()
+    outlier = torch.cat([torch.tensor([100.0]).double(), values[1:]])
+    ranks = shared_ranks("x", {"a": (outlier, (30, 30)), "b": (values, (30, 30))}, 0.5)
+    assert sorted(ranks.values()) == [7, 8]
+    relative = ranks_within({"a": (outlier, (30, 30)), "b": (values, (30, 30))}, 900).ranks
+    assert relative == {"a": 1, "b": 14}
+
+
+def test_a_shared_budget_is_no_worse_than_one_ratio_for_all():
+    spectra = {n: (torch.linalg.svdvals(m), tuple(m.shape)) for n, m in {
+        "a": gaussian(30, 40).double(), "b": decaying(20, 50).double(), "c": gaussian(25, 25, seed=3).double()
+    }.items()}  # fmt: skip
+    for ratio in (0.3, 0.5, 0.8):
+        ranks = shared_ranks("x", spectra, ratio)
+        total = 0.0
+        for name, (values, shape) in spectra.items():
+            same = rank_for_ratio(*shape, ratio)
+            total += float(values[ranks[name] :].square().sum() / values[same:].square().sum())
+        assert total < 3
+        numbers = sum(min(ranks[n] * sum(shape), shape[0] * shape[1]) for n, (_, shape) in spectra.items())
+        assert numbers <= ratio * sum(shape[0] * shape[1] for _, shape in spectra.values())
 
 
 def test_a_budget_below_rank_one_is_refused():

@@ -44,6 +44,15 @@ def test_sweeps_never_hurt_and_the_first_bases_keep_their_bound(ranks):
     assert errors[0] >= float(max(left_out)) * (1 - 1e-12)
 
 
+def test_the_bases_are_never_multiplied_with_one_another():
+    """Their product alone would take half a terabyte here."""
+    left, right, core = gaussian(768, 700), gaussian(512, 500), gaussian(700, 500, 1)
+    whole = tucker.composed((left, right, core))
+    assert torch.allclose(whole[:, :, 0], left @ core[:, :, 0] @ right.T, atol=1e-2)
+    found = tucker.best(whole, (3, 2), 0, start=right[:, :2])
+    assert torch.allclose(found[2][:, :, 0], found[0].T @ whole[:, :, 0] @ right[:, :2], atol=1)
+
+
 def test_sweeps_help():
     tensor = gaussian(8, 6, 9).double()
     start = tucker.hosvd(tensor, (3, 2))

@@ -81,6 +81,28 @@ def test_pvanet_s_heads():
         PVANet("detection", size=28)
 
 
+def test_pvanet_9_1_norms_come_first_and_close_the_trunk():
+    """Every block takes the raw sum to its shortcut; after the last one there is BatchNorm and ReLU."""
+    torch.manual_seed(0)
+    model = PVANet("none", 0.0625, 2, channels=1, size=28, version="9.1").build().eval()
+    x = torch.randn(2, 1, 28, 28)
+    sums = {}
+    for name, block in model.named_children():
+        block.register_forward_hook(lambda module, args, y, name=name: sums.update({name: y}))
+    y = model(x)
+    assert bool((y >= 0).all())
+    assert bool((sums["conv5_2"] < 0).any())
+    block = model.conv3_2
+    with torch.no_grad():
+        block.body[0].weight.zero_()
+        block.body[0].bias.fill_(-1.0)
+        silent = block.body(sums["conv3_1"])
+        # Nothing passes the first ReLU, so that the body gives the same everywhere but at the border's padding.
+        assert torch.allclose(silent[:, :, 2:-2, 2:-2], silent[:, :, 2:3, 2:3].expand(-1, -1, 10, 10))
+        assert torch.allclose(block(sums["conv3_1"]), silent + sums["conv3_1"])
+    assert PVANet("detection", 0.0625, 2, version="9.1").build()(torch.rand(1, 3, 64, 64))[0].shape == (1, 32, 4, 4)
+
+
 def test_hypernet_s_upsampling_starts_bilinear():
     model = PVANet("detection", 0.0625, 1).build()
     constant = model.up(torch.ones(1, 24, 4, 4))
@@ -126,6 +148,7 @@ def test_vgg_pools_no_single_pixel():
         ("squeezenet", {"version": "2.0"}, "no version '2.0'; there is 1.0, 1.1"),
         ("shufflenet", {"groups": 5}, "no groups 5"),
         ("mobilenet", {"width": 0.0}, "width = 0.0 is outside"),
+        ("pvanet", {"version": "9.2"}, "no version '9.2'; there is 9.0, 9.1"),
         ("pvanet", {"head": "big"}, "no head 'big'"),
         ("lbcnn", {"kernel": 4}, "kernel"),
         ("lbcnn", {"density": 1.5}, "density = 1.5"),

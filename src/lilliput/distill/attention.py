@@ -14,7 +14,7 @@ from lilliput.core.contracts import FeatureLoss
 from lilliput.core.errors import DataError, MethodError
 
 NAME = "distill/attention"
-FORMS = ("activation", "gradient")
+FORMS = ("activation", "gradient", "symmetric")
 MAPS = ("sum", "max")
 
 
@@ -31,10 +31,14 @@ class Attention(FeatureLoss):
     no layers are named. The loss is weight / 2 * |J_student - J_teacher|, averaged over the batch; training it
     differentiates twice.
 
+    `symmetric`: weight / 2 * |J(x) - flip J(flip x)| of the student alone, flipped along the last axis, J the gradient
+    with respect to the input: where it looks is to turn with the picture. It takes a second pass through the student,
+    which BatchNorm's running statistics see too.
+
     Attributes:
         layers: of the student, by name, such as `("layer1", "layer2", "layer3")`.
         teacher_layers: of the teacher, as many; the same names if none are given.
-        form: `"activation"` or `"gradient"`.
+        form: `"activation"`, `"gradient"` or `"symmetric"`, the last without layers.
         weight: above or equal to 0.
         power: p, above 0; even p = 1 differs only in what it stresses.
         map: `"sum"` or `"max"` over the channels.
@@ -46,7 +50,7 @@ class Attention(FeatureLoss):
 
     layers: tuple[str, ...] = ()
     teacher_layers: tuple[str, ...] = ()
-    form: Literal["activation", "gradient"] = "activation"
+    form: Literal["activation", "gradient", "symmetric"] = "activation"
     weight: float = 1e3
     power: float = 2.0
     map: Literal["sum", "max"] = "sum"
@@ -58,23 +62,31 @@ class Attention(FeatureLoss):
             raise MethodError(
                 f"{NAME}: form = {self.form!r} and map = {self.map!r} must be of {', '.join(FORMS)} and of sum, max"
             )
+        if self.form == "symmetric" and (self.layers or self.teacher_layers):
+            raise MethodError(f"{NAME}: form = 'symmetric' is about the input's gradient; name no layers")
 
     @property
     def slopes(self) -> bool:
         """Whether `between` takes gradients with respect to the layers' outputs, not these."""
-        return self.form == "gradient"
+        return self.form != "activation"
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether `between` compares the student with itself on flipped inputs, not with the teacher."""
+        return self.form == "symmetric"
 
     def between(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Returns the loss of one pair of layers, a scalar, `weight` included.
 
         Args:
             student: what a layer gives, (batch, channels, places ...), or its gradient.
-            teacher: likewise; the channels may differ, for gradients nothing may. No gradient flows to it.
+            teacher: likewise; the channels may differ, for gradients nothing may. No gradient flows to it, but for
+                `symmetric`, where it is the student's on flipped inputs, flipped back.
 
         Raises:
             DataError: if these aren't maps, or don't fit one another.
         """
-        teacher = teacher.detach()
+        teacher = teacher if self.mirrored else teacher.detach()
         if self.slopes:
             if student.shape != teacher.shape:
                 raise DataError(

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lilliput.core.checks import check_range, check_weight
-from lilliput.core.errors import MethodError
+from lilliput.core.checks import check_range
 from lilliput.core.method import WeightMethod
 from lilliput.core.packed import Packed
 from lilliput.factorize import chain
@@ -67,9 +65,7 @@ class BlockTerm(WeightMethod):
             NotWorthwhile: if the factors would hold more numbers than the weight.
             MethodError: if the weight has fewer than three axes, or isn't finite.
         """
-        check_weight(weight, NAME)
-        if weight.ndim < 3 or not weight.numel():
-            raise MethodError(f"{NAME}: needs a convolution's weight, not one of shape {tuple(weight.shape)}")
+        chain.check_convolution(weight, NAME)
         tensor = precise(weight).flatten(2)
         scale = float(tensor.abs().max()) or 1.0
         out, channels, area = tensor.shape
@@ -110,23 +106,10 @@ class BlockTerm(WeightMethod):
 
     @staticmethod
     def layers(packed: Packed, layer: nn.Module) -> nn.Sequential:
-        """Returns the three convolutions, the middle one with R groups, that do what `layer` does.
-
-        Args:
-            packed: by this method, its parts tensors.
-            layer: a convolution without groups; its bias goes to the last.
-
-        Raises:
-            MethodError: if the layer is of another kind or shape.
-        """
-        chain.check_layer(packed, layer)
+        """Returns the three convolutions that do what `layer` does, the middle one of R groups; see `chain.in_turn`."""
         left, core, right = _checked(packed)
-        like: Any = layer
-        return nn.Sequential(
-            chain.pointwise(right, like),
-            chain.convolution(core, like, range(core.ndim - 2), groups=len(right) // core.shape[1]),
-            chain.pointwise(left, like, like.bias),
-        )
+        middle = core, range(core.ndim - 2), len(right) // core.shape[1]
+        return chain.in_turn(packed, layer, [(right, (), 1), middle, (left, (), 1)])
 
     # Rows of `out`, columns of `in`, or positions of the core.
     take = staticmethod(Tucker.take)
@@ -169,15 +152,11 @@ def _most(tensor: Tensor) -> list[int]:
 
 
 def _checked(packed: Packed) -> tuple[Tensor, Tensor, Tensor]:
-    if len(packed.shape) < 3 or 0 in packed.shape:
-        raise MethodError(f"{NAME}: shape {packed.shape} is no convolution's")
-    left, core, right = (packed.tensor(name, integer=False) for name in ("out", "core", "in"))
-    if not left.dtype == core.dtype == right.dtype == packed.dtype:
-        raise MethodError(f"{NAME}: factors {left.dtype}, {core.dtype} and {right.dtype} of {packed.dtype}")
+    left, core, right = chain.factors(packed, "out", "core", "in")
     rows, b = (*core.shape, 0, 0)[:2]
     wide = len(right) if right.ndim else 0
     sizes = tuple(left.shape), tuple(core.shape), tuple(right.shape)
     wanted = (packed.shape[0], rows), (rows, b, *packed.shape[2:]), (wide, packed.shape[1])
     if sizes != wanted or not rows * b * wide or wide % b or rows % (wide // b):
-        raise MethodError(f"{NAME}: factors {', '.join(map(str, sizes))} don't make {packed.shape}")
+        raise chain.misfit(packed, left, core, right)
     return left, core, right

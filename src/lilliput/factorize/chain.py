@@ -2,16 +2,81 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lilliput.core.checks import check_weight
 from lilliput.core.errors import MethodError
 from lilliput.core.packed import Packed
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
+
+Link = tuple[Tensor, Collection[int], int]
+"""One convolution of a chain: its weight, the spatial axes along which it does the work, its groups."""
+
+
+def check_convolution(weight: Tensor, method: str, *, planar: bool = False) -> None:
+    """Raises MethodError unless a weight is a convolution's, (out, in, ...), finite and not empty.
+
+    Args:
+        weight: the weight.
+        method: for the message.
+        planar: whether it must have a height and a width.
+    """
+    check_weight(weight, method)
+    if planar and (weight.ndim != 4 or not weight.numel()):
+        raise MethodError(f"{method}: needs a weight (out, in, height, width), not of shape {tuple(weight.shape)}")
+    if weight.ndim < 3 or not weight.numel():
+        raise MethodError(
+            f"{method}: needs a convolution's weight, not one of shape {tuple(weight.shape)}; for a matrix use "
+            "factorize/svd"
+        )
+
+
+def factors(packed: Packed, *names: str) -> tuple[Tensor, ...]:
+    """Returns the factors of a convolution's weight.
+
+    Raises:
+        MethodError: if one is missing or of another type than the weight, or the shape is no convolution's.
+    """
+    if len(packed.shape) < 3 or 0 in packed.shape:
+        raise MethodError(f"{packed.method}: shape {packed.shape} is no convolution's")
+    found = tuple(packed.tensor(name, integer=False) for name in names)
+    if any(part.dtype != packed.dtype for part in found):
+        raise MethodError(f"{packed.method}: factors {', '.join(str(p.dtype) for p in found)} of {packed.dtype}")
+    return found
+
+
+def misfit(packed: Packed, *parts: Tensor) -> MethodError:
+    """Returns the error that says that these factors don't make the packed shape."""
+    sizes = ", ".join(str(tuple(part.shape)) for part in parts)
+    return MethodError(f"{packed.method}: factors {sizes} don't make {packed.shape}")
+
+
+def in_turn(packed: Packed, layer: nn.Module, links: Sequence[Link]) -> nn.Sequential:
+    """Returns the convolutions that do what a layer does with the unpacked weight.
+
+    Args:
+        packed: the weight.
+        layer: a convolution without groups; its bias goes to the last.
+        links: the chain; a matrix (out, in / groups) is a convolution of extent 1.
+
+    Raises:
+        MethodError: if the layer is of another kind or shape.
+    """
+    check_layer(packed, layer)
+    like: Any = layer
+    made = []
+    for place, (weight, axes, groups) in enumerate(links):
+        bias = like.bias if place == len(links) - 1 else None
+        if weight.ndim == 2:
+            made.append(pointwise(weight, like, bias, groups))
+        else:
+            made.append(convolution(weight, like, axes, bias=bias, groups=groups))
+    return nn.Sequential(*made)
 
 
 def check_layer(packed: Packed, layer: nn.Module, *, grouped: bool = False) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from lilliput.core.checks import check_range, check_weight
+from lilliput.core.checks import check_range
 from lilliput.core.errors import MethodError, NotWorthwhile
 from lilliput.core.method import WeightMethod
 from lilliput.core.packed import Packed, cut_shape, take
@@ -76,12 +76,7 @@ class Cp(WeightMethod):
             NotWorthwhile: if the factors would hold more numbers than the weight.
             MethodError: if the weight has fewer than three axes, or isn't finite.
         """
-        check_weight(weight, NAME)
-        if weight.ndim < 3 or not weight.numel():
-            raise MethodError(
-                f"{NAME}: needs a convolution's weight, not one of shape {tuple(weight.shape)}; for a matrix use "
-                "factorize/svd"
-            )
+        chain.check_convolution(weight, NAME)
         tensor = precise(weight)
         tensor = (tensor if self.form == "four" else tensor.flatten(2))[None]
         each = sum(tensor.shape[1:])
@@ -108,26 +103,16 @@ class Cp(WeightMethod):
 
     @staticmethod
     def layers(packed: Packed, layer: nn.Module) -> nn.Sequential:
-        """Returns the four (or three) convolutions that do what `layer` does with the unpacked weight.
-
-        Args:
-            packed: by this method, its parts tensors.
-            layer: a convolution without groups; its bias goes to the last.
-
-        Raises:
-            MethodError: if the layer is of another kind or shape.
-        """
-        chain.check_layer(packed, layer)
+        """Returns the four (or three) convolutions that do what `layer` does; see `chain.in_turn`."""
         first, second, space = _checked(packed)
-        like: Any = layer
         window, terms = packed.shape[2:], first.shape[1]
-        middle = []
+        middle: list[chain.Link] = []
         for axis, factor in enumerate(space):
             whole = len(space) != len(window)
             shape = window if whole else [size if own == axis else 1 for own, size in enumerate(window)]
             axes = range(len(window)) if whole else (axis,)
-            middle.append(chain.convolution(factor.T.reshape(terms, 1, *shape), like, axes, groups=terms))
-        return nn.Sequential(chain.pointwise(second.T, like), *middle, chain.pointwise(first, like, like.bias))
+            middle.append((factor.T.reshape(terms, 1, *shape), axes, terms))
+        return chain.in_turn(packed, layer, [(second.T, (), 1), *middle, (first, (), 1)])
 
     @staticmethod
     def take(packed: Packed, axis: int, kept: Tensor) -> Packed:
@@ -146,14 +131,12 @@ class Cp(WeightMethod):
 
 def _checked(packed: Packed) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
     form = packed.settings.get("form")
-    if len(packed.shape) < 3 or 0 in packed.shape or form not in {"four", "three"}:
-        raise MethodError(f"{NAME}: shape {packed.shape} is no convolution's, or form = {form!r} none of its forms")
-    first, second, space = (packed.tensor(name, integer=False) for name in ("out", "in", "space"))
-    if not first.dtype == second.dtype == space.dtype == packed.dtype:
-        raise MethodError(f"{NAME}: factors {first.dtype}, {second.dtype} and {space.dtype} of {packed.dtype}")
+    if form not in {"four", "three"}:
+        raise MethodError(f"{NAME}: form = {form!r} is neither four nor three")
+    first, second, space = chain.factors(packed, "out", "in", "space")
     window = list(packed.shape[2:]) if form == "four" else [torch.Size(packed.shape[2:]).numel()]
     terms = first.shape[1] if first.ndim == 2 else 0
     sizes = tuple(first.shape), tuple(second.shape), tuple(space.shape)
     if sizes != ((packed.shape[0], terms), (packed.shape[1], terms), (sum(window), terms)) or not terms:
-        raise MethodError(f"{NAME}: factors {', '.join(map(str, sizes))} don't make {packed.shape}")
+        raise chain.misfit(packed, first, second, space)
     return first, second, tuple(torch.split(space, window))

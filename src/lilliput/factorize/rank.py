@@ -289,6 +289,10 @@ def ranks_within(
 def shared_ranks(method: str, spectra: Mapping[str, Spectrum], ratio: float) -> dict[str, int]:
     """Returns the ranks by which all layers together hold `ratio` of their numbers; the full rank keeps one dense.
 
+    Each layer's squared error is measured in what `rank_for_ratio` would leave of it. Relative to the whole it would
+    say little where a few directions outweigh the rest: in transformers one can hold 96 % of a layer's outputs, and
+    that layer would be left with hardly more than that direction.
+
     Args:
         method: for the message.
         spectra: by name.
@@ -297,8 +301,15 @@ def shared_ranks(method: str, spectra: Mapping[str, Spectrum], ratio: float) -> 
     Raises:
         MethodError: so few numbers are left that rank 1 everywhere is more.
     """
+    importance = {}
+    for name, (values, shape) in spectra.items():
+        squares = values.double().square()
+        left = float(squares[rank_for_ratio(*shape, ratio) :].sum())
+        # Nothing is left of a layer whose rank is that low: then it is to keep that rank.
+        importance[name] = 1 / max(left / (float(squares.sum()) or 1.0), 1e-12)
+    limit = int(ratio * sum(rows * columns for _, (rows, columns) in spectra.values()))
     try:
-        found = ranks_within(spectra, int(ratio * sum(rows * columns for _, (rows, columns) in spectra.values())))
+        found = ranks_within(spectra, limit, importance=importance)
     except BudgetError as error:
         raise MethodError(f"{method}: rule = 'budget' with ratio = {ratio}: {error}") from None
     return {name: rank or min(spectra[name][1]) for name, rank in found.ranks.items()}

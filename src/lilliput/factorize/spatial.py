@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from lilliput.core.checks import check_range, check_weight
-from lilliput.core.errors import MethodError, NotWorthwhile
+from lilliput.core.checks import check_range
+from lilliput.core.errors import NotWorthwhile
 from lilliput.core.method import WeightMethod
 from lilliput.core.packed import Packed, cut_shape, take
 from lilliput.factorize import chain
@@ -63,9 +63,7 @@ class Spatial(WeightMethod):
             NotWorthwhile: if the factors would hold more numbers than the weight.
             MethodError: if the weight hasn't four axes, or isn't finite.
         """
-        check_weight(weight, NAME)
-        if weight.ndim != 4 or not weight.numel():
-            raise MethodError(f"{NAME}: needs a weight (out, in, height, width), not of shape {tuple(weight.shape)}")
+        chain.check_convolution(weight, NAME, planar=True)
         out, channels, high, wide = weight.shape
         matrix = precise(weight).permute(1, 2, 3, 0).reshape(channels * high, wide * out)
         left, values, right = torch.linalg.svd(matrix, full_matrices=False)
@@ -90,22 +88,9 @@ class Spatial(WeightMethod):
 
     @staticmethod
     def layers(packed: Packed, layer: nn.Module) -> nn.Sequential:
-        """Returns the two convolutions that do what `layer` does with the unpacked weight.
-
-        The stride goes along with each axis: (s, 1), then (1, s).
-
-        Args:
-            packed: by this method, its parts tensors.
-            layer: a convolution without groups; its bias goes to the last.
-
-        Raises:
-            MethodError: if the layer is of another kind or shape.
-        """
-        chain.check_layer(packed, layer)
+        """Returns two convolutions that do what `layer` does, the stride along with each axis; see `chain.in_turn`."""
         down, across = _checked(packed)
-        like: Any = layer
-        last = chain.convolution(across, like, (1,), bias=like.bias)
-        return nn.Sequential(chain.convolution(down, like, (0,)), last)
+        return chain.in_turn(packed, layer, [(down, (0,), 1), (across, (1,), 1)])
 
     @staticmethod
     def take(packed: Packed, axis: int, kept: Tensor) -> Packed:
@@ -123,14 +108,12 @@ class Spatial(WeightMethod):
 
 
 def _checked(packed: Packed) -> tuple[Tensor, Tensor]:
-    if len(packed.shape) != 4 or 0 in packed.shape:
-        raise MethodError(f"{NAME}: shape {packed.shape} is no convolution's")
+    down, across = chain.factors(packed, "down", "across")
+    if len(packed.shape) != 4:
+        raise chain.misfit(packed, down, across)
     out, channels, high, wide = packed.shape
-    down, across = (packed.tensor(name, integer=False) for name in ("down", "across"))
-    if not down.dtype == across.dtype == packed.dtype:
-        raise MethodError(f"{NAME}: factors {down.dtype} and {across.dtype} of {packed.dtype}")
     count = len(down) if down.ndim else 0
     sizes = tuple(down.shape), tuple(across.shape)
     if sizes != ((count, channels, high, 1), (out, count, 1, wide)) or not count:
-        raise MethodError(f"{NAME}: factors {sizes[0]} and {sizes[1]} don't make {packed.shape}")
+        raise chain.misfit(packed, down, across)
     return down, across

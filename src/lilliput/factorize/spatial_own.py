@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 
-from lilliput.core.checks import check_range, check_weight
+from lilliput.core.checks import check_range
 from lilliput.core.errors import MethodError
 from lilliput.core.method import WeightMethod
 from lilliput.core.packed import Packed
@@ -60,9 +59,7 @@ class SpatialOwn(WeightMethod):
             NotWorthwhile: if the factors would hold more numbers than the weight.
             MethodError: if the weight hasn't four axes, or isn't finite.
         """
-        check_weight(weight, NAME)
-        if weight.ndim != 4 or not weight.numel():
-            raise MethodError(f"{NAME}: needs a weight (out, in, height, width), not of shape {tuple(weight.shape)}")
+        chain.check_convolution(weight, NAME, planar=True)
         out, channels, high, wide = weight.shape
         each = channels * (out + high + wide)
         most = min(out, high * wide)
@@ -88,23 +85,10 @@ class SpatialOwn(WeightMethod):
 
     @staticmethod
     def layers(packed: Packed, layer: nn.Module) -> nn.Sequential:
-        """Returns the three convolutions that do what `layer` does with the unpacked weight.
-
-        Args:
-            packed: by this method, its parts tensors.
-            layer: a convolution without groups; its bias goes to the last.
-
-        Raises:
-            MethodError: if the layer is of another kind or shape.
-        """
-        chain.check_layer(packed, layer)
+        """Returns the three convolutions that do what `layer` does with the unpacked weight; see `chain.in_turn`."""
         down, across, mix = _checked(packed)
-        like: Any = layer
-        return nn.Sequential(
-            chain.convolution(down, like, (0,), groups=packed.shape[1]),
-            chain.convolution(across, like, (1,), groups=len(across)),
-            chain.pointwise(mix, like, like.bias),
-        )
+        own = (down, (0,), packed.shape[1]), (across, (1,), len(across))
+        return chain.in_turn(packed, layer, [*own, (mix, (), 1)])
 
     @classmethod
     def choices(cls) -> tuple[WeightMethod, ...]:
@@ -113,16 +97,14 @@ class SpatialOwn(WeightMethod):
 
 
 def _checked(packed: Packed) -> tuple[Tensor, Tensor, Tensor]:
-    if len(packed.shape) != 4 or 0 in packed.shape:
-        raise MethodError(f"{NAME}: shape {packed.shape} is no convolution's")
+    down, across, mix = chain.factors(packed, "down", "across", "mix")
+    if len(packed.shape) != 4:
+        raise chain.misfit(packed, down, across, mix)
     out, channels, high, wide = packed.shape
-    down, across, mix = (packed.tensor(name, integer=False) for name in ("down", "across", "mix"))
-    if not down.dtype == across.dtype == mix.dtype == packed.dtype:
-        raise MethodError(f"{NAME}: factors {down.dtype}, {across.dtype} and {mix.dtype} of {packed.dtype}")
     count = len(down) if down.ndim else 0
     sizes = [tuple(part.shape) for part in (down, across, mix)]
     if sizes != [(count, 1, high, 1), (count, 1, 1, wide), (out, count)] or not count or count % channels:
-        raise MethodError(f"{NAME}: factors {', '.join(map(str, sizes))} don't make {packed.shape}")
+        raise chain.misfit(packed, down, across, mix)
     if count // channels > min(out, high * wide):
         # More kernels than can be told apart would take more memory than the weight they make.
         raise MethodError(f"{NAME}: {count // channels} filters a channel are more than {packed.shape} can use")

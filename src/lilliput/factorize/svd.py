@@ -47,8 +47,9 @@ class Svd(WeightMethod):
         force: factorize even where the factors hold more numbers than the weight.
         view: `"out"`, `"in"` or `"space"`, see above.
         rule: `"energy"`; `"ratio"`, r = floor(ratio m n / (m + n)); `"evbmf"`, what stands out of the noise; or
-            `"budget"`: all weights of the rule together keep `ratio` of their numbers, the sum of their relative
-            squared errors as small as can be, by an exact knapsack in which a weight may also stay dense.
+            `"budget"`: all weights of the rule together keep `ratio` of their numbers, the sum of their squared
+            errors, each over what `"ratio"` would leave of it, as small as can be, by an exact knapsack in which a
+            weight may also stay dense.
         ratio: the part of the numbers to be kept, 0 < ratio <= 1.
 
     >>> packed = Svd(rank=1).pack(torch.ones(4, 5))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from lilliput.core.checks import check_range, check_weight
-from lilliput.core.errors import MethodError, NotWorthwhile
+from lilliput.core.checks import check_range
+from lilliput.core.errors import NotWorthwhile
 from lilliput.core.method import WeightMethod
 from lilliput.core.packed import Packed, cut_shape, take
 from lilliput.factorize import chain
@@ -72,12 +72,7 @@ class Tucker(WeightMethod):
             NotWorthwhile: if the factors would hold more numbers than the weight.
             MethodError: if the weight has fewer than three axes, or isn't finite.
         """
-        check_weight(weight, NAME)
-        if weight.ndim < 3 or not weight.numel():
-            raise MethodError(
-                f"{NAME}: needs a convolution's weight, not one of shape {tuple(weight.shape)}; for a matrix use "
-                "factorize/svd"
-            )
+        chain.check_convolution(weight, NAME)
         tensor = precise(weight).flatten(2)
         scale = float(tensor.abs().max()) or 1.0
         tensor = tensor / scale
@@ -133,23 +128,9 @@ class Tucker(WeightMethod):
 
     @staticmethod
     def layers(packed: Packed, layer: nn.Module) -> nn.Sequential:
-        """Returns the three convolutions that do what `layer` does with the unpacked weight.
-
-        Args:
-            packed: by this method, its parts tensors.
-            layer: a convolution without groups; its bias goes to the last.
-
-        Raises:
-            MethodError: if the layer is of another kind or shape.
-        """
-        chain.check_layer(packed, layer)
+        """Returns the three convolutions that do what `layer` does with the unpacked weight; see `chain.in_turn`."""
         left, core, right = _checked(packed)
-        like: Any = layer
-        return nn.Sequential(
-            chain.pointwise(right, like),
-            chain.convolution(core, like, range(core.ndim - 2)),
-            chain.pointwise(left, like, like.bias),
-        )
+        return chain.in_turn(packed, layer, [(right, (), 1), (core, range(core.ndim - 2), 1), (left, (), 1)])
 
     @staticmethod
     def take(packed: Packed, axis: int, kept: Tensor) -> Packed:
@@ -184,14 +165,10 @@ def equal_part(shape: tuple[int, ...], ratio: float, blocks: int = 1) -> float:
 
 
 def _checked(packed: Packed) -> tuple[Tensor, Tensor, Tensor]:
-    if len(packed.shape) < 3 or 0 in packed.shape:
-        raise MethodError(f"{NAME}: shape {packed.shape} is no convolution's")
-    left, core, right = (packed.tensor(name, integer=False) for name in ("out", "core", "in"))
-    if not left.dtype == core.dtype == right.dtype == packed.dtype:
-        raise MethodError(f"{NAME}: factors {left.dtype}, {core.dtype} and {right.dtype} of {packed.dtype}")
+    left, core, right = chain.factors(packed, "out", "core", "in")
     a, b = (*core.shape, 0, 0)[:2]
     sizes = tuple(left.shape), tuple(core.shape), tuple(right.shape)
     wanted = (packed.shape[0], a), (a, b, *packed.shape[2:]), (b, packed.shape[1])
     if sizes != wanted or not a * b:
-        raise MethodError(f"{NAME}: factors {', '.join(map(str, sizes))} don't make {packed.shape}")
+        raise chain.misfit(packed, left, core, right)
     return left, core, right

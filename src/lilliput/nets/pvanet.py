@@ -1,4 +1,4 @@
-"""PVANet 9.0: C.ReLU in the early layers, Inception in the later ones, HyperNet features for detection."""
+"""PVANet 9.0 and 9.1: C.ReLU in the early layers, Inception in the later ones, HyperNet features for detection."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from lilliput.core.contracts import Network
 from lilliput.core.errors import MethodError
 from lilliput.nets.parts import SMALL, check_choice, check_net, conv_norm, scaled
 
+VERSIONS = ("9.0", "9.1")
 HEADS = ("pooled", "caffe", "none", "detection")
 
 CRELU = {2: (24, 24, 64, 3), 3: (48, 48, 128, 4)}
@@ -33,9 +34,9 @@ class CReLU(nn.Module):
     Each half has slope and threshold of its own (Shang et al. 2016, arXiv 1603.05201; modified as in PVANet).
     """
 
-    def __init__(self, inputs: int, filters: int, kernel: int, stride: int = 1) -> None:
+    def __init__(self, inputs: int, filters: int, kernel: int, stride: int = 1, bias: bool = False) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(inputs, filters, kernel, stride, kernel // 2, bias=False)
+        self.conv = nn.Conv2d(inputs, filters, kernel, stride, kernel // 2, bias=bias)
         self.norm = nn.BatchNorm2d(filters, affine=False)
         self.gamma = nn.Parameter(torch.ones(2 * filters))
         self.beta = nn.Parameter(torch.zeros(2 * filters))
@@ -50,12 +51,14 @@ class CReLU(nn.Module):
 class Residual(nn.Module):
     """body(x) + x, or + a 1 x 1 convolution of x where their shapes differ; no ReLU after the sum."""
 
-    def __init__(self, body: nn.Module, inputs: int, outputs: int, stride: int) -> None:
+    def __init__(self, body: nn.Module, inputs: int, outputs: int, stride: int, norm: bool = True) -> None:
         super().__init__()
         self.body = body
         self.proj: nn.Module = nn.Identity()
         if inputs != outputs or stride > 1:
-            self.proj = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
+            self.proj = nn.Conv2d(inputs, outputs, 1, stride)
+            if norm:
+                self.proj = nn.Sequential(self.proj, nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the sum."""
@@ -66,7 +69,9 @@ class Residual(nn.Module):
 class Inception(nn.Module):
     """1 x 1; 1 x 1, 3 x 3; 1 x 1, 3 x 3, 3 x 3; at stride 2 a pool, 1 x 1: joined, then 1 x 1 to the outputs."""
 
-    def __init__(self, inputs: int, channels: tuple[int, ...], outputs: int, stride: int, padded: bool) -> None:
+    def __init__(
+        self, inputs: int, channels: tuple[int, ...], outputs: int, stride: int, padded: bool, norm: bool = True
+    ) -> None:
         """Makes the branches.
 
         Args:
@@ -74,6 +79,7 @@ class Inception(nn.Module):
             channels: of the first branch; reduced and final of the second; reduced and final of the third; of the pool.
             outputs: channels out.
             stride: 1 or 2, that of the first convolution of each branch.
+            norm: BatchNorm after the last convolution, which has a bias otherwise.
             padded: pad the pool by 1, for sizes that aren't multiples of 32; Caffe rounds up instead.
         """
         super().__init__()
@@ -85,7 +91,8 @@ class Inception(nn.Module):
         if stride > 1:
             pool = nn.MaxPool2d(3, stride, int(padded), ceil_mode=not padded)
             self.pool = nn.Sequential(pool, *_units((inputs, pooled, 1, 1)))
-        self.out = nn.Sequential(*conv_norm(one + three + five + (pooled if stride > 1 else 0), outputs))
+        joined = one + three + five + (pooled if stride > 1 else 0)
+        self.out = nn.Sequential(*conv_norm(joined, outputs)) if norm else nn.Conv2d(joined, outputs, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns (N, outputs, H / stride, W / stride)."""
@@ -128,8 +135,10 @@ class Detector(nn.Module):
 class PVANet(Network):
     """7 x 7 C.ReLU, three and four residual blocks of C.ReLU, twice four of Inception, and a head.
 
-    Kim et al. 2016 (arXiv 1608.08021) and Hong et al. 2016 (1611.08588), the first version, 9.0: BatchNorm after each
-    convolution and no ReLU after the sums, so that what follows them takes the raw sum.
+    Kim et al. 2016 (arXiv 1608.08021) and Hong et al. 2016 (1611.08588). In the first version, 9.0, BatchNorm comes
+    after each convolution and no ReLU after the sums, so that what follows them takes the raw sum. In 9.1 BatchNorm and
+    ReLU come before what a block computes, and once more after the last sum; the layout is that of the authors'
+    prototxt, biases included.
 
     Attributes:
         head: `"pooled"`: global average and one linear layer; `"caffe"`: the prototxt's two layers of 4096 in between;
@@ -140,6 +149,7 @@ class PVANet(Network):
         channels: of the pictures.
         size: of the pictures, a multiple of 32; or below 64 for a first convolution that keeps it and no pool after
             it, not with `detection`.
+        version: `"9.0"` or `"9.1"`.
 
     >>> sum(p.numel() for p in PVANet().build().parameters())
     3287592
@@ -151,9 +161,11 @@ class PVANet(Network):
     num_classes: int = 1000
     channels: int = 3
     size: int = 224
+    version: Literal["9.0", "9.1"] = "9.0"
 
     def __post_init__(self) -> None:
         check_net(self, 8)
+        check_choice(self, "version", VERSIONS)
         check_choice(self, "head", HEADS)
         check_range("nets/pvanet", "width", self.width, 1 / 16, 64)
         check_range("nets/pvanet", "blocks", self.blocks, 1, 4)
@@ -163,7 +175,7 @@ class PVANet(Network):
     def build(self) -> nn.Module:
         """Returns the network, not trained: (N, channels, size, size) -> what the head gives."""
         small = self.size < SMALL and self.head != "detection"
-        trunk = _trunk(self.channels, self.width, self.blocks, small)
+        trunk = _trunk(self, small)
         middle, deep, last = (scaled(channels, self.width) for channels in (128, 256, 384))
         if self.head == "none":
             return trunk
@@ -184,8 +196,8 @@ class PVANet(Network):
 
     @classmethod
     def choices(cls) -> tuple[Network, ...]:
-        """The four heads."""
-        return cls("none"), cls("pooled"), cls("caffe"), cls("detection")
+        """The four heads, and both versions."""
+        return cls("none"), cls("pooled"), cls("caffe"), cls("detection"), cls(version="9.1")
 
     @classmethod
     def tiny(cls) -> Network:
@@ -201,26 +213,50 @@ def _units(*shapes: tuple[int, int, int, int]) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def _trunk(channels: int, width: float, blocks: int, small: bool) -> nn.Sequential:
-    filters = scaled(16, width)
-    layers: OrderedDict[str, nn.Module] = OrderedDict(conv1_1=CReLU(channels, filters, 7, 1 if small else 2))
+def _trunk(net: PVANet, small: bool) -> nn.Sequential:
+    filters = scaled(16, net.width)
+    layers: OrderedDict[str, nn.Module] = OrderedDict(conv1_1=CReLU(net.channels, filters, 7, 1 if small else 2))
     if not small:
         layers["pool1"] = nn.MaxPool2d(3, 2, ceil_mode=True)
-    inputs = 2 * filters
+    inputs, first = 2 * filters, net.version == "9.0"
     for stage, (*numbers, count) in CRELU.items():
-        reduced, three, outputs = (scaled(number, width) for number in numbers)
-        for block in range(min(count, blocks)):
+        channels = tuple(scaled(number, net.width) for number in numbers)
+        for block in range(min(count, net.blocks)):
             stride = 2 if stage > 2 and not block else 1
-            first = [*conv_norm(inputs, reduced, 1, stride), nn.ReLU(), CReLU(reduced, three, 3)]
-            body = nn.Sequential(*first, *conv_norm(2 * three, outputs))
-            layers[f"conv{stage}_{block + 1}"] = Residual(body, inputs, outputs, stride)
-            inputs = outputs
+            if first:
+                body = _crelu(inputs, channels, stride)
+            else:
+                # What conv1_1 gives has been through a ReLU.
+                body = _crelu_after(inputs, channels, stride, opened=stage == 2 and not block)
+            layers[f"conv{stage}_{block + 1}"] = Residual(body, inputs, channels[-1], stride, norm=first)
+            inputs = channels[-1]
     for stage, (opening, others, out) in INCEPTION.items():
-        outputs = scaled(out, width)
-        for block in range(blocks):
+        outputs = scaled(out, net.width)
+        for block in range(net.blocks):
             stride = 1 if block else 2
-            sizes = tuple(scaled(number, width) for number in (others if block else opening))
-            mixed = Inception(inputs, sizes, outputs, stride, small)
-            layers[f"conv{stage}_{block + 1}"] = Residual(mixed, inputs, outputs, stride)
+            sizes = tuple(scaled(number, net.width) for number in (others if block else opening))
+            # The last block of 9.1 has BatchNorm after it as well.
+            norm = first or (stage == 5 and block == net.blocks - 1)
+            mixed: nn.Module = Inception(inputs, sizes, outputs, stride, small, norm)
+            if not first:
+                mixed = nn.Sequential(nn.BatchNorm2d(inputs), nn.ReLU(), mixed)
+            layers[f"conv{stage}_{block + 1}"] = Residual(mixed, inputs, outputs, stride, first)
             inputs = outputs
+    if not first:
+        layers["conv5_last"] = nn.Sequential(nn.BatchNorm2d(inputs), nn.ReLU())
     return nn.Sequential(layers)
+
+
+def _crelu(inputs: int, channels: tuple[int, ...], stride: int) -> nn.Sequential:
+    """A block of 9.0: 1 x 1, C.ReLU of 3 x 3, 1 x 1, each with BatchNorm after it."""
+    reduced, three, outputs = channels
+    first = [*conv_norm(inputs, reduced, 1, stride), nn.ReLU(), CReLU(reduced, three, 3)]
+    return nn.Sequential(*first, *conv_norm(2 * three, outputs))
+
+
+def _crelu_after(inputs: int, channels: tuple[int, ...], stride: int, opened: bool) -> nn.Sequential:
+    """A block of 9.1: the same convolutions with biases, BatchNorm before each; the first's is left out if opened."""
+    reduced, three, outputs = channels
+    before = [] if opened else [nn.BatchNorm2d(inputs), nn.ReLU()]
+    middle = [nn.BatchNorm2d(reduced), nn.ReLU(), CReLU(reduced, three, 3, bias=True)]
+    return nn.Sequential(*before, nn.Conv2d(inputs, reduced, 1, stride), *middle, nn.Conv2d(2 * three, outputs, 1))

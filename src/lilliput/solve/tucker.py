@@ -19,7 +19,8 @@ def unfoldings(tensor: Tensor) -> tuple[Tensor, Tensor]:
 def composed(parts: Tucker) -> Tensor:
     """Returns T[n, c, s] = sum_ab U[n, a] V[c, b] G[a, b, s]."""
     left, right, core = parts
-    return torch.einsum("na,cb,abs->ncs", left, right, core)
+    # Two at a time: all three at once would begin with the bases, and that product is of N a C b numbers.
+    return torch.einsum("nbs,cb->ncs", torch.einsum("na,abs->nbs", left, core), right)
 
 
 def hosvd(tensor: Tensor, ranks: tuple[int, int]) -> Tucker:
@@ -33,7 +34,11 @@ def hosvd(tensor: Tensor, ranks: tuple[int, int]) -> Tucker:
         ranks: (a, b), at most (N, C).
     """
     left, right = (vectors(matrix, rank) for matrix, rank in zip(unfoldings(tensor), ranks))
-    return left, right, torch.einsum("na,cb,ncs->abs", left, right, tensor)
+    return left, right, _core(tensor, left, right)
+
+
+def _core(tensor: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    return torch.einsum("acs,cb->abs", torch.einsum("ncs,na->acs", tensor, left), right)
 
 
 def hooi(tensor: Tensor, start: Tucker, sweeps: int) -> Iterator[Tucker]:
@@ -83,7 +88,7 @@ def best(tensor: Tensor, ranks: tuple[int, int], sweeps: int, start: Tensor | No
     """
     result = hosvd(tensor, ranks)
     if start is not None:
-        result = result[0], start, torch.einsum("na,cb,ncs->abs", result[0], start, tensor)
+        result = result[0], start, _core(tensor, result[0], start)
     for parts in hooi(tensor, result, sweeps):
         result = parts
     return result

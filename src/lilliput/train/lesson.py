@@ -53,8 +53,8 @@ class Lesson:
 
         Args:
             student: any module, with a recipe attached or without, or one in `DistributedDataParallel`.
-            teacher: a module; or, for losses on logits, anything that can be called with the inputs, such as a
-                `CachedLogits`.
+            teacher: a module; or, for losses that ask none of its layers, anything that can be called with the
+                inputs, such as a `CachedLogits`.
             losses: one of `distill/` or several, whose sum is taken; `Logits()` if None.
             example: one input, for losses with regressors.
             seed: of the regressors.
@@ -71,7 +71,8 @@ class Lesson:
         self.teacher_names = _named(theirs for pairs in self.pairs for _, theirs in pairs)
         self.slopes = any(getattr(loss, "slopes", False) for loss in self.losses)
         check_layers(self.inner, self.names, "student")
-        if any(self.pairs) and not isinstance(teacher, nn.Module):
+        asked = any(pairs and not _is_mirrored(loss) for loss, pairs in zip(self.losses, self.pairs))
+        if asked and not isinstance(teacher, nn.Module):
             raise ModelError("losses on layers need a teacher that is a module, not only a function or cached logits")
         if isinstance(teacher, nn.Module):
             check_layers(teacher, self.teacher_names, "teacher")
@@ -106,13 +107,16 @@ class Lesson:
         taught, theirs, their_slopes = self._taught(inputs, target)
         slopes = self._slopes(self.output, inputs, own, self._sloped(0), target) if self.slopes else {}
         total: Any = 0.0
+        mirrored = self._mirrored(inputs, target) if any(map(_is_mirrored, self.losses)) else None
         waiting: dict[str, Tensor] = {}
         for number, loss in enumerate(self.losses):
             if not self.pairs[number]:
                 total = total + loss.loss(logits_of(self.output), taught, target)
                 continue
             for at, (mine, other) in enumerate(self.pairs[number]):
-                if getattr(loss, "slopes", False):
+                if _is_mirrored(loss):
+                    total = total + loss.between(slopes[mine], mirrored)
+                elif getattr(loss, "slopes", False):
                     total = total + loss.between(slopes[mine], their_slopes[other])
                 elif hasattr(loss, "regressor"):
                     waiting[f"{number}_{at}"] = own[str(mine)]
@@ -144,7 +148,11 @@ class Lesson:
 
     def _sloped(self, side: int) -> list[str | None]:
         """The layers with respect to whose outputs gradients are taken; None is the input."""
-        found = [p for loss, p in zip(self.losses, self.pairs) if getattr(loss, "slopes", False)]
+        found = [
+            pairs
+            for loss, pairs in zip(self.losses, self.pairs)
+            if getattr(loss, "slopes", False) and not (side and _is_mirrored(loss))
+        ]
         return list(dict.fromkeys(pair[side] for pairs in found for pair in pairs))
 
     def _slopes(
@@ -155,7 +163,14 @@ class Lesson:
             raise DataError("attention by gradients needs targets: give (inputs, targets)")
         cost = functional.cross_entropy(logits_of(output), target, reduction="sum")
         values = [inputs if name is INPUT else found[name] for name in names]
+        if not values:
+            return {}
         return dict(zip(names, torch.autograd.grad(cost, values, create_graph=True)))
+
+    def _mirrored(self, inputs: Tensor, target: Any) -> Tensor:
+        """The gradient with respect to inputs that are flipped along their last axis, flipped back."""
+        turned = inputs.detach().flip(-1).requires_grad_(True)
+        return self._slopes(call(self.student, turned), turned, {}, [INPUT], target)[INPUT].flip(-1)
 
     def _build(self, example: Any, seed: int) -> None:
         """Makes the regressors from the shapes that the layers give on an example."""
@@ -229,6 +244,10 @@ def _pairs(loss: Any) -> Pairs:
     if not own and not getattr(loss, "slopes", False):
         raise ModelError(f"{path_of(loss)}: name the layers that are to be compared, layers=(...)")
     return list(zip(own, theirs)) or [(INPUT, INPUT)]
+
+
+def _is_mirrored(loss: Any) -> bool:
+    return bool(getattr(loss, "mirrored", False))
 
 
 def _named(names: Iterable[str | None]) -> list[str]:
