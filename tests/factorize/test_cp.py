@@ -9,9 +9,11 @@ from torch.nn import functional
 
 from lilliput.core.errors import MethodError, NotWorthwhile
 from lilliput.core.packed import unpack
+from lilliput.core.recipe import Recipe, Rule
 from lilliput.factorize.cp import Cp
 from lilliput.solve.alternating import als, balanced, composed, cp, degeneracy, sensitivity, steadied
 from lilliput.testing.spread import gaussian, generator
+from lilliput.train.compress import compress
 
 
 def factors(rank, *sizes, seed=0):
@@ -117,6 +119,21 @@ def test_more_terms_are_better(form):
     errors = [float((unpack(Cp(rank=r, form=form, force=True).pack(weight)) - weight).norm()) for r in (1, 4, 9, 18)]
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 0.7 * errors[0]
+
+
+def test_terms_that_diverge_are_told_of():
+    """a a b + a b a + b a a has no best approximation of two terms: they grow as long as one goes on."""
+    a, b = torch.eye(6)[:2].double()
+    tensor = sum(torch.einsum("i,j,k->ijk", *three) for three in ((a, a, b), (a, b, a), (b, a, a)))
+    assert Cp(rank=2, growth=0, sweeps=30, degeneracy=11).pack(tensor).parts["out"].shape == (6, 2)
+    with pytest.raises(NotWorthwhile, match=r"2 terms of \(6, 6, 6\) diverge, .* take fewer"):
+        Cp(rank=2, growth=0, sweeps=400, degeneracy=11).pack(tensor)
+    network = nn.Sequential(nn.Conv1d(6, 6, 6, bias=False))
+    with torch.no_grad():
+        network[0].weight.copy_(tensor)
+    recipe = Recipe((Rule(steps=(Cp(rank=2, growth=0, sweeps=400, degeneracy=11),)),))
+    kept = compress(network, recipe, example=torch.zeros(1, 6, 9)).weights["0.weight"]
+    assert torch.equal(kept, network[0].weight)
 
 
 def test_refusals():

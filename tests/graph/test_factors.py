@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import lilliput
-from lilliput import Recipe, Rule
+from lilliput import CutRule, Recipe, Rule
 from lilliput.core.packed import Packed, unpack
 from lilliput.factorize.block_term import BlockTerm
 from lilliput.factorize.cp import Cp
@@ -67,6 +67,60 @@ def test_one_axis_and_padding_in_words():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv1d(8, 16, 5, padding="same"), nn.Conv1d(16, 16, 4, padding="same")).eval()
     check(model, (Svd(rank=2),), torch.randn(2, 8, 20), ["0.weight"])
+
+
+PLAIN = [Tucker(rule="ratio", ratio=0.3), BlockTerm(blocks=2, ratio=0.3), Cp(rank=4)]
+
+
+@pytest.mark.parametrize("method", [*PLAIN, Svd(rank=3), Svd(rank=3, view="in"), Cp(rank=4, form="three")], ids=str)
+@pytest.mark.parametrize("kind", [nn.Conv1d, nn.Conv3d])
+def test_one_and_three_axes_with_stride_and_dilation(method, kind):
+    torch.manual_seed(0)
+    model = nn.Sequential(kind(12, 16, 3, stride=2, padding=2, dilation=2)).eval()
+    check(model, (method,), torch.randn(2, 12, *[9] * (1 if kind is nn.Conv1d else 3)), ["0.weight"])
+
+
+@pytest.mark.parametrize("method", [*PLAIN, Spatial(rank=3), SpatialOwn(rank=1)], ids=str)
+def test_groups_without_a_chain_run_by_the_composed_weight(method):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(24, 24, 3, groups=2, padding=1)).eval()
+    check(model, (method,), torch.randn(2, 24, 7, 7), [])
+
+
+def test_depthwise_layers_are_kept_and_it_is_said_why():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 40, 1)).eval()
+    recipe = Recipe((Rule(steps=(Svd(energy=0.99),)),))
+    artifact = lilliput.compress(model, recipe, example=torch.randn(1, 8, 5, 5))
+    assert torch.equal(artifact.weights["0.weight"], model[0].weight)
+    assert "of a 8 x 9 matrix holds" in str(artifact.facts)
+    assert "numbers, the weight 72" in str(artifact.facts)
+
+
+def test_projections_of_attention():
+    torch.manual_seed(0)
+    model = nn.TransformerEncoderLayer(24, 4, 48, batch_first=True).eval()
+    x = torch.randn(2, 5, 24)
+    artifact = lilliput.compress(model, Recipe((Rule(match="*weight", steps=(Svd(rank=4),)), Rule())), example=x)
+    packed = {name for name, part in artifact.weights.items() if isinstance(part, Packed)}
+    assert {"self_attn.in_proj_weight", "self_attn.out_proj.weight", "linear1.weight", "linear2.weight"} <= packed
+    net, filled = lilliput.load(artifact), lilliput.load(artifact, into=model)
+    with torch.no_grad():
+        torch.testing.assert_close(net(x), filled(x), rtol=1e-4, atol=1e-5)
+
+
+def test_channels_are_cut_and_what_is_left_is_factorized():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 24, 3), nn.ReLU(), nn.Conv2d(24, 24, 3), nn.ReLU(), nn.Conv2d(24, 8, 3)).eval()
+    rule = Rule(layers="conv*", steps=(Tucker(rule="ratio", ratio=0.3),))
+    recipe = Recipe((rule, Rule()), cuts=(CutRule("2.weight"),))
+    x = torch.randn(2, 3, 12, 12)
+    artifact = lilliput.compress(model, recipe, example=x)
+    assert artifact.weights["2.weight"].shape[0] == 12
+    net, filled = lilliput.load(artifact), lilliput.load(artifact, into=model)
+    with torch.no_grad():
+        torch.testing.assert_close(net(x), filled(x), rtol=1e-4, atol=1e-5)
+    assert "2.weight.1" in net.state_dict()
 
 
 def test_factors_may_be_quantized_and_trained_on(tmp_path):

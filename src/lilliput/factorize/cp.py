@@ -40,6 +40,8 @@ class Cp(WeightMethod):
         sweeps: of alternating least squares.
         restarts: random starts.
         force: factorize even where the factors hold more numbers than the weight.
+        degeneracy: most that the terms' squared norms may add up to, over the weight's; where they have grown further,
+            cancelling one another, the weight is kept as it is.
 
     >>> packed = Cp(rank=1).pack(torch.ones(6, 5, 3, 3))
     >>> bool(torch.allclose(Cp.unpack(packed), torch.ones(6, 5, 3, 3))), sum(p.numel() for p in packed.parts.values())
@@ -53,6 +55,7 @@ class Cp(WeightMethod):
     sweeps: int = 30
     restarts: int = 1
     force: bool = False
+    degeneracy: float = 1e3
 
     into = ("out", "in", "space")
     training = "parts"
@@ -64,6 +67,7 @@ class Cp(WeightMethod):
         check_range(NAME, "growth", self.growth, 0, 1e6)
         check_range(NAME, "sweeps", self.sweeps, 1, 10**6)
         check_range(NAME, "restarts", self.restarts, 0, 10**4)
+        check_range(NAME, "degeneracy", self.degeneracy, 1, 1e30)
         if self.form not in {"four", "three"}:
             raise MethodError(f"{NAME}: form = '{self.form}' is neither four nor three")
 
@@ -73,7 +77,7 @@ class Cp(WeightMethod):
         `space` is (kh + kw, R), the vertical vectors above the horizontal ones; with `"three"` it is (kh kw, R).
 
         Raises:
-            NotWorthwhile: if the factors would hold more numbers than the weight.
+            NotWorthwhile: if the factors would hold more numbers than the weight, or the terms diverge.
             MethodError: if the weight has fewer than three axes, or isn't finite.
         """
         chain.check_convolution(weight, NAME)
@@ -86,6 +90,12 @@ class Cp(WeightMethod):
         factors = alternating.cp(tensor, rank, sweeps=self.sweeps, restarts=self.restarts)
         if self.growth:
             factors = alternating.steadied(tensor, factors, self.growth)
+        grown = float(alternating.degeneracy(factors, tensor))
+        if not grown <= self.degeneracy:
+            raise NotWorthwhile(
+                f"{NAME}: {rank} terms of {tuple(weight.shape)} diverge, their squares are {grown:.3g} times the "
+                "weight's; take fewer, or raise growth"
+            )
         first, second, *space = (factor[0] for factor in factors)
         parts = {"out": first, "in": second, "space": torch.cat(space)}
         return packed_as(NAME, weight, parts, {"form": self.form})
