@@ -24,6 +24,7 @@ BODIES = {
     "prune_share": 'steps = [{method = "prune/magnitude", sparsity = 0.5}, {method = "share/kmeans", bits = 2}]\n',
     "svd_uniform": 'steps = [{method = "factorize/svd", rank = 3}, {method = "quantize/uniform", bits = 8}]\n',
     "uniform": 'steps = [{method = "quantize/uniform", bits = 4}]\n',
+    "activations": 'activations = {method = "quantize/activations/uniform", bits = 4, clip = 2.0}\n',
 }
 
 CHILD = """
