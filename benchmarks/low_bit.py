@@ -1,7 +1,8 @@
 """MiniLM's weights in few bits, without training: bytes in the file against how far held-out embeddings move.
 
-    python benchmarks/low_bit.py                     # prints the rows, writes results/low_bit.json
-    python benchmarks/low_bit.py --scored 500        # fewer sentences, for a quick look
+    python benchmarks/low_bit.py                     # a quarter of an hour on one core: results/low_bit.json, the page in docs
+    python benchmarks/low_bit.py --scored 0          # all 2,744 sentences that aren't for calibration, four times as long
+    python benchmarks/low_bit.py --tables            # the page alone, of the rows that are there
 
 All linear layers of the encoder (10.6 M of 22.7 M weights), calibrated on 256 sentences that aren't scored. Beside
 ours: HQQ and optimum-quanto, put into a folder of the cache by pip without what they depend on. Bits are those of these
@@ -13,12 +14,14 @@ so that all are scored by the same arithmetic. What a row gives is kept, so a ru
 import argparse
 import copy
 import json
+import math
 import os
 import platform
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +39,13 @@ from lilliput.quantize.uniform import Uniform
 from lilliput.share.kmeans import KMeans
 from one_shot import CALIBRATION, batches, measured
 from real_data import MissingError, cache_directory, sentences
-from real_models import embed, minilm
+from real_models import document_similarity, embed, minilm
 
 RESULTS = Path(__file__).parent / "results" / "low_bit.json"
 PEERS = ("hqq==0.2.8.post1", "optimum-quanto==0.2.7", "termcolor==3.1.0")
-GPTQ = ("7", "6", "5", "4.5", "4", "3.9", "3.5", "3", "2.5", "2")
+DOCUMENT = Path(__file__).parent.parent / "docs" / "benchmarks" / "low-bit.md"
+GPTQ = ("4", "3.95", "3.6", "3", "5", "6", "2.5", "2", "7.9", "4.5")
+CURVE = "uniform, rate:"
 
 Found = tuple[dict[str, Tensor], float]
 """Weights by name, and what they take in the file, bytes."""
@@ -124,16 +129,16 @@ def quanto(kind: str) -> Callable[[dict[str, Tensor]], Found]:
 def rows() -> dict[str, WeightMethod | Callable[[dict[str, Tensor]], Found]]:
     """What is measured, peers and ours by turns."""
     found: dict[str, Any] = {}
-    settings = ((8, 64, 1), (4, 64, 0), (4, 64, 1), (4, 128, 1), (3, 64, 0), (2, 64, 0), (2, 16, 0))
+    settings = ((4, 64, 0), (3, 64, 0), (2, 64, 0), (8, 64, 1), (4, 64, 1), (4, 128, 1), (2, 16, 0))
     theirs = {f"HQQ {b} bits, group {g}, axis {a}": hqq(b, g, a) for b, g, a in settings}
-    theirs |= {f"optimum-quanto {kind}": quanto(kind) for kind in ("qint8", "qint4", "qint2")}
+    theirs |= {f"optimum-quanto {kind}": quanto(kind) for kind in ("qint4", "qint2", "qint8")}
     mine = {f"uniform, rate:{rate}+gptq": fine(f"rate:{rate}+gptq") for rate in GPTQ}
     for (name, one), (other, two) in zip(theirs.items(), mine.items()):
         found |= {name: one, other: two}
-    found |= {f"uniform, rate:{rate}": fine(f"rate:{rate}") for rate in ("5", "4", "3")}
-    for bits in (5, 4, 3):
+    for bits in (4, 3, 5, 2):
         found[f"k-means {bits} bits"] = KMeans(bits=bits)
         found[f"k-means {bits} bits, gptq"] = KMeans(bits=bits, solver="gptq")
+    found |= {f"uniform, rate:{rate}, no gptq": fine(f"rate:{rate}") for rate in ("4", "3", "5")}
     for bits in (8, 4, 3, 2):
         found[f"uniform {bits} bits a row"] = Uniform(bits=bits)
     for bits in (4, 3, 2):
@@ -143,14 +148,90 @@ def rows() -> dict[str, WeightMethod | Callable[[dict[str, Tensor]], Found]]:
     return found
 
 
+def at(points: list[tuple[float, float]], where: float) -> float:
+    """Returns the logarithm of a curve at a place, straight between its points; NaN beyond them.
+
+    >>> round(math.exp(at([(2.0, 0.1), (4.0, 0.001)], 3.0)), 3)
+    0.01
+    """
+    points = sorted(points)
+    for (low, first), (high, last) in pairwise(points):
+        if low <= where <= high:
+            share = (where - low) / (high - low)
+            return (1 - share) * math.log(first) + share * math.log(last)
+    return math.nan
+
+
+def bits_at(points: list[tuple[float, float]], distance: float) -> float:
+    """Returns the bits at which a curve has a distance.
+
+    >>> bits_at([(2.0, 0.1), (4.0, 0.001)], 0.01)
+    3.0
+    """
+    return at([(math.log(error), math.exp(bits)) for bits, error in points], math.log(distance))
+
+
+def table(found: dict[str, Any]) -> str:
+    """Returns the page: all rows by their bits, then what they say of the peers and of k-means."""
+    rows = sorted(found["rows"], key=lambda row: row["bits"])
+    curve = [
+        (row["bits"], row["distance"])
+        for row in rows
+        if row["method"].startswith(CURVE) and row["method"].endswith("gptq") and "no gptq" not in row["method"]
+    ]
+    lines = [
+        f"# MiniLM's weights in few bits: `{found['command']}`",
+        "",
+        f"The {found['weights']:,} weights of the encoder's linear layers, without training, calibrated on",
+        f"{found['calibration']} sentences; scored on {rows[0]['scored']:,} others: mean 1 - cosine of a sentence's",
+        "embedding to the dense network's and its standard error, the sentiment probe on them (5 folds, and their",
+        "deviation), Spearman's correlation on the 353 pairs of WordSim-353 and the 1,225 pairs of Lee's 50 documents.",
+        "*Bits* are those in the file, scales and all else included, a weight. CPU seconds of packing, one thread.",
+        "",
+        "| | bits | 1 - cosine | sentiment | WordSim-353 | Lee | CPU s |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        seconds = "" if row["method"] == "dense" else f"{row['seconds']:.0f}"
+        lines.append(
+            f"| {row['method']} | {row['bits']:.2f} | {row['distance']:.5f} ({row['distance_error']:.5f}) "
+            f"| {100 * row['sentiment']:.1f} % ({100 * row['sentiment_deviation']:.1f}) | {row['wordsim353']:.3f} "
+            f"| {row['lee']:.3f} | {seconds} |"
+        )
+    lines += [
+        "",
+        f"Calibration takes another {found['seconds of calibration']} s of CPU for all rows with `gptq`. The curve of",
+        f"`{CURVE}...+gptq`, straight between its points in bits and the logarithm of 1 - cosine, beside each peer and",
+        "beside k-means:",
+        "",
+        "| | bits | 1 - cosine | the curve there | bits of the curve at the same 1 - cosine | fewer bits |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        if not row["method"].startswith(("HQQ", "optimum", "k-means")):
+            continue
+        error, bits = math.exp(at(curve, row["bits"])), bits_at(curve, row["distance"])
+        there = "not measured" if math.isnan(error) else f"{error:.5f}"
+        same, fewer = ("not measured", "") if math.isnan(bits) else (f"{bits:.2f}", f"{1 - bits / row['bits']:.1%}")
+        lines.append(f"| {row['method']} | {row['bits']:.2f} | {row['distance']:.5f} | {there} | {same} | {fewer} |")
+    best = math.exp(at(curve, 3.6))
+    lines += ["", f"At 3.60 bits the curve is at {best:.4f}." if not math.isnan(best) else "", ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
 def main() -> None:
     """Runs the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scored", type=int, default=0, help="sentences; 0: all that aren't for calibration")
+    parser.add_argument("--scored", type=int, default=500, help="sentences; 0: all that aren't for calibration")
+    parser.add_argument("--tables", action="store_true", help="measures nothing")
     parser.add_argument("--only", default="", help="rows whose name holds this")
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
+    if options.tables:
+        DOCUMENT.write_text(table(json.loads(options.output.read_text())))
+        return
     torch.manual_seed(0)
+    torch.set_num_threads(1)
     peers()
     model, tokenizer = minilm()
     texts, labels = sentences()
@@ -161,7 +242,7 @@ def main() -> None:
     own = {w.name: w.parameter.detach().clone() for w in layers}
     count = sum(weight.numel() for weight in own.values())
     about = {
-        "command": "python benchmarks/low_bit.py" + (f" --scored {options.scored}" if options.scored else ""),
+        "command": "python benchmarks/low_bit.py" + (f" --scored {options.scored}" if options.scored != 500 else ""),
         "torch": torch.__version__, "machine": platform.machine(), "threads": torch.get_num_threads(),
         "peers": PEERS, "calibration": CALIBRATION, "scored": len(scored), "word pairs": 353, "weights": count,
     }  # fmt: skip
@@ -185,9 +266,11 @@ def main() -> None:
             for weight in weights(changed):
                 if weight.name in found:
                     weight.parameter.copy_(found[weight.name])
-        known.append(row | measured(changed, tokenizer, reference, scored, classes))
+        row |= measured(changed, tokenizer, reference, scored, classes)
+        known.append(row | {"lee": document_similarity(changed, tokenizer)})
         print(json.dumps(known[-1]), flush=True)
         options.output.write_text(json.dumps({**about, "rows": known}, indent=1) + "\n")
+    DOCUMENT.write_text(table(json.loads(options.output.read_text())))
 
 
 if __name__ == "__main__":

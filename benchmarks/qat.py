@@ -5,10 +5,10 @@
     python benchmarks/qat.py --tables         # writes the tables of what is there, and trains nothing
     python benchmarks/qat.py --quick          # a few batches each, to see that all of it runs; writes nothing
 
-Budget on one quiet core: `cnn` a quarter of an hour a seed, `signs` 5 minutes, `resnet-20` 25: 2 hours and a quarter for
-three seeds. An epoch is 100 batches of 128 of the 50,000 training pictures, drawn anew, since all of them for 15 epochs
-would take 45 hours. Killed at any point, the same command goes on: finished runs are in the cache, an unfinished one has a
-checkpoint of its last epoch. The tables state of how many seeds each figure is.
+Budget on one quiet core: `cnn` a quarter of an hour a seed, `signs` 5 minutes, `resnet-20` 25: two hours and a
+quarter for three seeds. An epoch is 100 batches of 128 of the 50,000 training pictures, drawn anew, since all of them
+for 15 epochs would take 45 hours. Killed at any point, the same command goes on: finished runs are in the cache, an
+unfinished one has a checkpoint of its last epoch. The tables state of how many seeds each figure is.
 
 Each run of a network starts from the same trained weights (of `cnn` the shipped ones, of the others those of its
 seed), and trains for the same number of epochs at the same rate, full precision too; then the file is written, loaded

@@ -223,6 +223,21 @@ def word_pairs(name: str = "wordsim353") -> list[tuple[str, str, float]]:
     return [(first, second, float(judgement)) for first, second, judgement in rows]
 
 
+def documents() -> tuple[list[str], Tensor]:
+    """Loads 50 pieces of news with the mean of people's judgements of their likeness (Lee, Pincombe and Welsh 2005).
+
+    Returns:
+        The texts, and the judgements, 50 x 50, 0..1; only those above the diagonal are given, below it are zeros.
+
+    Raises:
+        MissingError: The package can't be had.
+    """
+    folder = unpacked(WORD_PAIRS) / WORD_PAIRS.keep
+    texts = (folder / "lee.cor").read_text(encoding="utf-8").splitlines()
+    judgements = numpy.loadtxt(folder / "similarities0-1.txt", delimiter="\t")
+    return texts, torch.from_numpy(judgements).triu()
+
+
 @functools.lru_cache(maxsize=1)
 def raw_pictures() -> list[tuple[Tensor, int]]:
     """Loads the 20 labelled ImageNet pictures at full size.
