@@ -10,7 +10,7 @@ import lilliput
 from lilliput.core.errors import DataError, MethodError, ModelError
 from lilliput.core.recipe import Recipe, Rule
 from lilliput.quantize.activations.ternary import Ternary
-from lilliput.quantize.ternary_network import TernaryNetwork, neuron, thresholds
+from lilliput.quantize.ternary_network import TernaryNetwork, _thirds, neuron, thresholds
 from lilliput.train.student import student
 
 
@@ -59,13 +59,37 @@ def test_exhaustive_is_the_best_of_the_family(seed):
     assert neuron(weights, inputs, votes, "grid").agreement <= found.agreement + 1e-12
 
 
-def test_the_grid_is_near_to_exhaustive():
+def test_the_grid_and_thirds_are_near_to_exhaustive():
     torch.manual_seed(3)
     weights, inputs = torch.randn(60), torch.randint(-1, 2, (400, 60)).float()
     rho = (inputs @ weights / 6).clamp(-1, 1).double()
     votes = torch.stack([(-rho).clamp(min=0), 1 - rho.abs(), rho.clamp(min=0)], 1)
-    one, two = (neuron(weights, inputs, votes, search).agreement for search in ("grid", "exhaustive"))
-    assert two - 0.01 <= one <= two
+    one, two, most = (neuron(weights, inputs, votes, by).agreement for by in ("grid", "dichotomic", "exhaustive"))
+    assert most - 0.01 <= one <= most
+    assert most - 0.01 <= two <= most
+
+
+def test_thirds_find_the_summit_and_try_few_places():
+    """A score with one summit: found wherever it is, by about 2 log_1.5 n tries."""
+    for top in (1, 2, 37, 99, 100):
+        tried = []
+
+        def score(place, top=top, tried=tried):
+            tried.append(place)
+            return -abs(place - top), place, 0, 0
+
+        assert _thirds(score, range(1, 101))[1] == top
+        assert len(tried) == len(set(tried)) <= 26
+    assert _thirds(lambda place: (0.0, place, 0, 0), range(1))[1] == 0
+
+
+@pytest.mark.parametrize("search", ["grid", "dichotomic"])
+@pytest.mark.parametrize("weights", [torch.ones(3), -torch.ones(3), torch.zeros(3), torch.tensor([1.0, -1.0, 0.0])])
+def test_weights_of_one_sign_or_none(weights, search):
+    inputs, votes = torch.tensor([[1.0, 0, -1], [1, 1, 1], [-1, -1, 0]]), voted(3, 1)
+    found = neuron(weights, inputs, votes, search)
+    assert found.agreement == neuron(weights, inputs, votes, "exhaustive").agreement
+    assert torch.equal(found.weights, weights * found.weights.abs())
 
 
 def test_a_planted_neuron_is_found_again():
@@ -85,6 +109,8 @@ def test_bad_input_is_one_line():
     votes = voted(3, 0)
     with pytest.raises(MethodError, match="whole numbers"):
         neuron(torch.ones(2), torch.rand(3, 2), votes)
+    with pytest.raises(MethodError, match="no search 'binary'"):
+        neuron(torch.ones(2), torch.ones(3, 2), votes, "binary")
     with pytest.raises(MethodError, match="for 4 weights"):
         neuron(torch.ones(4), torch.ones(3, 2), votes)
     with pytest.raises(ModelError, match="no layer has a ternary quantizer"):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +19,15 @@ from lilliput.quantize.uniform import Uniform, on_grid
 NAME = "quantize/ternary_network"
 MOST = 1 << 24
 """Products that exist at a time."""
+
+Search = Literal["grid", "exhaustive", "dichotomic"]
+"""How (p, q) are searched for."""
+
+Scored = tuple[float, Any, int, int]
+"""Agreement, (p, q), low and high."""
+
+Score = Callable[[Tensor], Scored]
+"""Gives the best of some (p, q), (pairs, 2)."""
 
 
 @dataclass(frozen=True)
@@ -114,12 +125,13 @@ def thresholds(sums: Tensor, votes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return low.gather(1, high[:, None])[:, 0] + start, high + start, agreement
 
 
-def neuron(weights: Tensor, inputs: Tensor, votes: Tensor, search: Literal["grid", "exhaustive"] = "grid") -> Neuron:
+def neuron(weights: Tensor, inputs: Tensor, votes: Tensor, search: Search = "grid") -> Neuron:
     """Finds a ternary neuron that agrees with a teacher's: its p largest weights +1, its q most negative -1, rest 0.
 
     The score of (p, q), with the best thresholds for it, is the expected agreement under the teacher's random output
     (Alemdar et al. 2017). Exhaustive: all pairs. Grid: every sqrt-th p and q, then all pairs around the best one.
-    At least one weight of either sign stays, where there is one.
+    Dichotomic: p by thirds, and for each p tried q by thirds, as if the score had one summit, then all pairs within
+    2 log2 of their numbers around. At least one weight of either sign stays, where there is one.
 
     Args:
         weights: the teacher's, (inputs,).
@@ -128,8 +140,10 @@ def neuron(weights: Tensor, inputs: Tensor, votes: Tensor, search: Literal["grid
         search: see above.
 
     Raises:
-        MethodError: shapes that don't fit, inputs that are no whole numbers, or no sample.
+        MethodError: shapes that don't fit, inputs that are no whole numbers, no sample, or an unknown search.
     """
+    if search not in SEARCHES:
+        raise MethodError(f"{NAME}: no search '{search}'; there are {', '.join(SEARCHES)}")
     if inputs.ndim != 2 or inputs.shape[1:] != weights.shape or votes.shape != (len(inputs), 3) or not len(inputs):
         raise MethodError(
             f"{NAME}: inputs {tuple(inputs.shape)} and votes {tuple(votes.shape)} for {len(weights)} weights"
@@ -140,30 +154,71 @@ def neuron(weights: Tensor, inputs: Tensor, votes: Tensor, search: Literal["grid
     positive = order[: int((weights > 0).sum())]
     negative = order.flip(0)[: int((weights < 0).sum())]
     above, below = (_sums(inputs, side) for side in (positive, negative))
-    least = int(len(positive) > 0), int(len(negative) > 0)
 
-    def scored(pairs: Tensor) -> tuple[float, Tensor, int, int]:
-        found: list[tuple[float, Tensor, int, int]] = []
+    def scored(pairs: Tensor) -> Scored:
+        found: list[Scored] = []
         for part in torch.split(pairs, max(1, MOST // len(inputs))):
             low, high, agreement = thresholds(above[:, part[:, 0]] - below[:, part[:, 1]], votes)
             at = int(agreement.argmax())
-            found.append((float(agreement[at]), part[at], int(low[at]), int(high[at])))
+            found.append((float(agreement[at]), tuple(part[at].tolist()), int(low[at]), int(high[at])))
         return max(found, key=lambda item: item[0])
 
-    ends = len(positive), len(negative)
-    steps = (1, 1) if search == "exhaustive" else tuple(max(1, round(end**0.5)) for end in ends)
-    grids = [sorted({*range(first, end + 1, step), end}) for first, end, step in zip(least, ends, steps)]
-    best = scored(torch.cartesian_prod(*map(torch.tensor, grids)))
-    if max(steps) > 1:
-        around = [
-            range(max(first, int(at) - step), min(end, int(at) + step) + 1)
-            for first, end, step, at in zip(least, ends, steps, best[1])
-        ]
-        best = max(best, scored(torch.cartesian_prod(*(torch.tensor(list(r)) for r in around))), key=lambda b: b[0])
-    agreement, (p, q), low, high = best
+    ranges = [range(int(len(side) > 0), len(side) + 1) for side in (positive, negative)]
+    agreement, (p, q), low, high = SEARCHES[search](scored, ranges)
     kept = torch.zeros_like(weights)
-    kept[positive[: int(p)]], kept[negative[: int(q)]] = 1, -1
+    kept[positive[:p]], kept[negative[:q]] = 1, -1
     return Neuron(kept, low, high, agreement / len(inputs))
+
+
+def _exhaustive(scored: Score, ranges: list[range]) -> Scored:
+    return scored(torch.cartesian_prod(*(torch.tensor(list(one)) for one in ranges)))
+
+
+def _around(scored: Score, ranges: list[range], best: Scored, widths: list[int]) -> Scored:
+    """The best of all pairs that are no further than `widths` from one, and of that one."""
+    near = [range(max(r[0], at - w), min(r[-1], at + w) + 1) for r, at, w in zip(ranges, best[1], widths)]
+    return max(best, _exhaustive(scored, near), key=lambda item: item[0])
+
+
+def _grid(scored: Score, ranges: list[range]) -> Scored:
+    steps = [max(1, round(one[-1] ** 0.5)) for one in ranges]
+    ends = [torch.tensor(sorted({*one[::step], one[-1]})) for one, step in zip(ranges, steps)]
+    best = scored(torch.cartesian_prod(*ends))
+    return best if max(steps) == 1 else _around(scored, ranges, best, steps)
+
+
+def _dichotomic(scored: Score, ranges: list[range]) -> Scored:
+    def of(p: int) -> Scored:
+        return _thirds(lambda q: scored(torch.tensor([[p, q]])), ranges[1])
+
+    best = _thirds(of, ranges[0])
+    return _around(scored, ranges, best, [math.ceil(2 * math.log2(len(one) + 1)) for one in ranges])
+
+
+def _thirds(score: Callable[[int], Scored], places: range) -> Scored:
+    """The best of what is tried where two places divide what is left by three, and the third by the worse goes."""
+    tried: dict[int, Scored] = {}
+
+    def at(place: int) -> Scored:
+        if place not in tried:
+            tried[place] = score(place)
+        return tried[place]
+
+    low, high = places[0], places[-1]
+    while high - low > 2:
+        third = (high - low) // 3
+        if at(low + third)[0] < at(high - third)[0]:
+            low += third
+        else:
+            high -= third
+    return max((*tried.values(), *(at(place) for place in range(low, high + 1))), key=lambda item: item[0])
+
+
+SEARCHES: dict[str, Callable[[Score, list[range]], Scored]] = {
+    "grid": _grid,
+    "exhaustive": _exhaustive,
+    "dichotomic": _dichotomic,
+}
 
 
 def _sums(inputs: Tensor, order: Tensor) -> Tensor:

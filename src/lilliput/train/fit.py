@@ -24,6 +24,7 @@ from lilliput.train import checkpoint
 from lilliput.train.attach import advance, attachment, new_parameters
 from lilliput.train.gradients.state import HookState
 from lilliput.train.lesson import Lesson, is_taught, needs_example
+from lilliput.train.lost import lost
 from lilliput.train.penalty import penalized
 from lilliput.train.randomness import preserved, seed_step
 
@@ -125,6 +126,7 @@ def fit(
         DataError: if an epoch has no batch, or a batch no targets.
         ModelError: if the loss becomes NaN or infinite, or the checkpoint is of another model.
         FileError: if the checkpoint can't be read or written.
+        ExchangeError: in `DistributedDataParallel`, if another process is gone; says which step is in the checkpoint.
 
     >>> data = [(torch.ones(4, 2), torch.zeros(4, dtype=torch.long))]
     >>> losses = fit(nn.Linear(2, 2), data, epochs=3)
@@ -169,6 +171,7 @@ class _Training:
         self.optimizer = optimizer if optimizer is not None else default_optimizer(self.inner, options)
         self.device = _device(model)
         self.position = Position(0, 0, 0, 0, 0.0, [])
+        self.saved: int | None = None
         holders = {id(p): group for group in self.optimizer.param_groups for p in group["params"]}
         # A weight that the optimizer doesn't train isn't shrunk either.
         self.penalized = [(w, term, holders[id(w)]) for w, term in penalized(self.inner) if id(w) in holders]
@@ -178,7 +181,8 @@ class _Training:
         """Trains from the checkpoint, if there is one, to the end."""
         self.model.train()
         self.resume()
-        with self.shown() as step_done:
+        alone = not isinstance(self.model, DistributedDataParallel)
+        with self.shown() as step_done, nullcontext() if alone else lost(self._where, self._advice):
             while self.position.epoch < self.epochs:
                 for batch in self.batches(data):
                     self.step(batch)
@@ -195,6 +199,7 @@ class _Training:
         if saved.pop("recipe") != self._recipe() or saved.pop("seed") != self.options.seed:
             raise ModelError(f"{path}: a checkpoint of another recipe or seed; delete it to start anew")
         self.position = Position(**saved)
+        self.saved = self.position.step
         # What schedules had reached decides which parts there are to be loaded.
         self._advance(saved_progress(self.position, self.epochs))
         checkpoint.load(path, self.inner, self.optimizer, self._taught())
@@ -326,6 +331,19 @@ class _Training:
         if path is not None and self.rank == 0:
             position = {**vars(self.position), "recipe": self._recipe(), "seed": self.options.seed}
             checkpoint.save(path, self.inner, self.optimizer, position, self._taught())
+        if path is not None:
+            self.saved = self.position.step
+
+    def _where(self) -> str:
+        return f"process {self.rank} of {torch.distributed.get_world_size()}, in step {self.position.step + 1},"
+
+    def _advice(self) -> str:
+        path = self._path()
+        if path is None:
+            return "start all again, from the beginning, since no checkpoint was asked for"
+        if self.saved is None:
+            return f"start all again, from the beginning, since {path} has not been written yet"
+        return f"start all again: {path} holds step {self.saved}"
 
     def _taught(self) -> nn.Module | None:
         """What is trained beside the model."""

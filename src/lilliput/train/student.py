@@ -14,7 +14,7 @@ from lilliput.core.data import call, inputs_of
 from lilliput.core.errors import DataError, ModelError
 from lilliput.observe.inputs import pieces
 from lilliput.quantize.activations.ternary import Ternary
-from lilliput.quantize.ternary_network import neuron
+from lilliput.quantize.ternary_network import Search, neuron
 from lilliput.train.attach import plain_copy
 from lilliput.train.quantizer import place, quantizers
 
@@ -44,7 +44,7 @@ def student(
     data: Iterable[Any],
     *,
     samples: int = 2000,
-    search: Literal["grid", "exhaustive"] = "grid",
+    search: Search = "grid",
     squash: Literal["hardtanh", "tanh"] = "hardtanh",
     seed: int = 0,
 ) -> tuple[nn.Module, list[Converted]]:

@@ -69,10 +69,12 @@ os._exit(0)
 """
 
 
-def model_with(name, size=24):
+def model_with(name, size=24, hooked=True):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, size), nn.Tanh(), nn.Linear(size, 12))
     whole = nn.parallel.DistributedDataParallel(model)
+    if not hooked:
+        return whole, None
     return whole, find("train/gradients", name)(**EVERYTHING.get(name, {})).on(whole)
 
 
@@ -190,4 +192,34 @@ def test_a_dead_process_is_named(folder):
     out, err, survivor, dead = json.loads((folder / "said").read_text())
     assert (survivor, dead) == (0, 9), err
     assert "process 0 of 2 lost the others in step 4" in out, out + err
-    assert "start all again from the last checkpoint" in out
+    assert "start all again, from the beginning, since no checkpoint was asked for" in out
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, {here!r})
+from test_two_processes import *
+import torch.distributed as dist
+torch.set_num_threads(1)
+dist.init_process_group("gloo")
+whole, state = model_with("eight_bit") if {hook} else (model_with("eight_bit", hooked=False)[0], None)
+def after(_, step):
+    if step == 3 and dist.get_rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+options = FitOptions(hook=state, log=after, checkpoint={path!r}, every=2, progress=False)
+fit(whole, halves(dist.get_rank()), epochs=2, optimizer=sgd(whole), options=options)
+"""
+
+
+@pytest.mark.parametrize("hook", [True, False])
+def test_a_process_killed_under_torchrun_is_told_in_one_line_with_the_step_to_go_on_from(tmp_path, hook):
+    script, path = tmp_path / "script.py", str(tmp_path / "net.checkpoint")
+    script.write_text(KILLED.format(here=os.path.dirname(__file__), hook=hook, path=path))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=200)
+    assert done.returncode == 1
+    lines = [line for line in done.stderr.splitlines() if "ExchangeError: process 0 of 2" in line]
+    assert lines, done.stderr
+    assert f"start all again: {path} holds step 2" in lines[-1]
+    assert os.path.exists(path)

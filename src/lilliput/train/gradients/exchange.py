@@ -98,8 +98,8 @@ def talking(state: HookState) -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise ExchangeError(
-            f"process {state.rank} of {state.size} lost the others in step {state.step + 1}: one ended or hangs; "
-            f"start all again from the last checkpoint ({str(error).splitlines()[0][:160]})"
+            f"process {state.rank} of {state.size} lost the others in step {state.step + 1}: one ended or hangs "
+            f"({str(error).splitlines()[0][:160]})"
         ) from error
 
 
