@@ -41,7 +41,12 @@ METHODS: dict[str, dict[str, Any]] = {
     "qsgd": {},
     "terngrad": {},
     # A twentieth of the training is warm-up.
-    "deep_gradient_compression": {"density": 0.01, "bits": 8, "warm_up": EPOCHS * (PICTURES // BATCH) // 20},
+    "deep_gradient_compression": {
+        "density": 0.01,
+        "bits": 8,
+        "clip": 1.0,
+        "warm_up": EPOCHS * (PICTURES // BATCH) // 20,
+    },
 }
 
 
@@ -107,15 +112,16 @@ def worker(options: argparse.Namespace) -> None:
         settings.pop("warm_up", None)
     state = find("train/gradients", method)(**settings).on(whole) if method != "plain" else None
     # Its momentum is the hook's; what is masked away of it makes the steps smaller, which a larger rate makes up for.
+    # As in the paper, the rate is small in the beginning.
     deep = method == "deep_gradient_compression"
-    momentum, peak = (0.0, 2 * RATE) if deep else (0.9, RATE)
-    optimizer = torch.optim.SGD(whole.parameters(), peak, momentum=momentum)
+    momentum, peak, rise = (0.0, 3 * RATE, 0.1) if deep else (0.9, RATE, 0.0)
     epochs = 1 if options.steps else EPOCHS
     steps = epochs * len(data)
+    optimizer = torch.optim.SGD(whole.parameters(), peak / (rise * steps + 1), momentum=momentum)
 
     def after(_: dict[str, float], step: int) -> None:
         for group in optimizer.param_groups:
-            group["lr"] = peak * 0.5 * (1 + math.cos(math.pi * step / steps))
+            group["lr"] = peak * 0.5 * (1 + math.cos(math.pi * step / steps)) * min(1, (step + 1) / (rise * steps + 1))
         if options.die == step and rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
 

@@ -1,8 +1,8 @@
 """MiniLM's weights in few bits, without training: bytes in the file against how far held-out embeddings move.
 
-    python benchmarks/low_bit.py                     # a quarter of an hour on one core: results/low_bit.json, the page in docs
-    python benchmarks/low_bit.py --scored 0          # all 2,744 sentences that aren't for calibration, four times as long
-    python benchmarks/low_bit.py --tables            # the page alone, of the rows that are there
+    python benchmarks/low_bit.py              # 15 minutes on one core: results/low_bit.json, the page in docs
+    python benchmarks/low_bit.py --scored 0   # all 2,744 sentences that aren't for calibration, four times as long
+    python benchmarks/low_bit.py --tables     # the page alone, of the rows that are there
 
 All linear layers of the encoder (10.6 M of 22.7 M weights), calibrated on 256 sentences that aren't scored. Beside
 ours: HQQ and optimum-quanto, put into a folder of the cache by pip without what they depend on. Bits are those of these

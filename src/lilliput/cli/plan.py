@@ -28,6 +28,9 @@ class Asked:
     parameters: Annotated[str | None, Parameter(help="Most parameters, likewise.")] = None
     energy: Annotated[str | None, Parameter(help="Most energy for one input on --device: '40%', '3x less'.")] = None
     device: Annotated[str, Parameter(help="Of --energy: see lilliput hardware.")] = "eyeriss"
+    activations: Annotated[
+        float | None, Parameter(help="Most bits of a number that goes into a layer, in the mean, 2 to 8; needs --data.")
+    ] = None
 
 
 def plan(
@@ -53,8 +56,10 @@ def plan(
 
     if asked == Asked(device=asked.device):
         raise terminal.UsageError(
-            "give a budget: --size '1 MB', --max-drop 0.005, --energy 40%, --macs 50%, --parameters 1M"
+            "give a budget: --size '1 MB', --max-drop 0.005, --energy 40%, --macs 50%, --parameters 1M, --activations 6"
         )
+    if asked.activations is not None and given.data is None:
+        raise terminal.UsageError("--activations needs --data: bits go by what they do to the outputs")
     if asked.max_drop is not None and given.evaluate is None:
         raise terminal.UsageError("--max-drop needs --evaluate, which measures the drop")
     if (asked.macs or asked.parameters) and given.data is None and given.input is None:

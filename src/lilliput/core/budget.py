@@ -32,6 +32,7 @@ class Budget:
         energy: most energy for one input on `device`, in the device's unit, or a part of the uncompressed network's:
             `"40%"`, `"0.4x"`, `"3x less"`.
         device: on which, one of `hardware/devices` or a `.toml` file.
+        activations: most bits of a number that goes into a layer, the mean over all such numbers, 2 to 8.
 
     >>> Budget(size="1.5 MB").bytes(original=10_000_000)
     1500000
@@ -47,6 +48,7 @@ class Budget:
     parameters: int | str | None = None
     energy: float | str | None = None
     device: str = "eyeriss"
+    activations: float | None = None
 
     def __post_init__(self) -> None:
         if self.size is not None:
@@ -57,6 +59,12 @@ class Budget:
             self.energies(original=1.0)
         if self.max_drop is not None and not 0 <= self.max_drop < float("inf"):
             raise BudgetError(f"max_drop = {self.max_drop} must be zero or more, in the units of your metric")
+        if self.activations is not None and not 2 <= self.activations <= 8:
+            raise BudgetError(f"activations = {self.activations} bits a number must be from 2 to 8")
+        if self.activations is not None and self.counts:
+            raise BudgetError(
+                "activations and a number of MACs or parameters: cut first, then plan what `compress` gives"
+            )
 
     @property
     def counts(self) -> tuple[Count, ...]:

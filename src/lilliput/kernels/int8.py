@@ -122,7 +122,7 @@ class IntegerLayer:
         if self.geometry is None:
             found = steps @ self.weight.T + self.bias
         else:
-            found = _convolved(steps, self.weight, self.geometry) + self.bias[:, None, None]
+            found = convolved(steps, self.weight, self.geometry) + self.bias[:, None, None]
         if found.numel() and not (int(found.min()) >= LOW and int(found.max()) <= HIGH):
             raise MethodError(f"a total of {int(found.abs().max())} is beyond 32 bits")
         return found
@@ -186,10 +186,20 @@ def decode(codes: Tensor, numbers: Mapping[str, float]) -> Tensor:
     return (codes - int(numbers["zero"])).float() * numbers["scale"]
 
 
-def _convolved(
+def convolved(
     x: Tensor, weight: Tensor, geometry: tuple[tuple[int, int], tuple[int, int], tuple[int, int], int]
 ) -> Tensor:
-    """A convolution in int64: windows as a view, then products of matrices of integers."""
+    """Returns a convolution in int64: windows as a view, then products of matrices of integers.
+
+    Args:
+        x: (samples, channels, height, width), int64.
+        weight: (out, channels / groups, height, width), int64.
+        geometry: stride, padding, dilation and groups.
+
+    >>> ones = torch.ones(1, 1, 2, 2, dtype=torch.int64)
+    >>> convolved(ones, ones, ((1, 1), (0, 0), (1, 1), 1)).tolist()
+    [[[[4]]]]
+    """
     stride, padding, dilation, groups = geometry
     windows = functional.pad(x, (padding[1], padding[1], padding[0], padding[0]))
     for axis in (0, 1):

@@ -21,6 +21,7 @@ from lilliput.search.energy import Energies, for_energy
 from lilliput.search.losses import OutputErrors, WeightErrors
 from lilliput.search.metric import Evaluate, score
 from lilliput.search.narrow import narrowed
+from lilliput.search.precision import Precision
 from lilliput.search.repair import TRIES, Judge, for_drop, for_size
 from lilliput.search.space import Space
 from lilliput.train.attach import tensor_bytes
@@ -73,6 +74,9 @@ def plan(
     A budget of energy chooses among the same settings as a size, by what their bits and zeros save on a device; see
     `search.energy`.
 
+    A budget of activation bits gives each layer a quantizer of its inputs: the bits of all of them by what fewer bits
+    of one do to the outputs, measured, under the mean that is allowed; with a size or a drop besides, weights too.
+
     Args:
         model: a trained network; it is not changed.
         budget: size, energy, largest drop of the metric, MACs, parameters, or some of them. With a size or an energy
@@ -97,12 +101,37 @@ def plan(
     >>> [rule.match for rule in recipe.rules]
     ['weight', '*']
     """
+    if budget.activations is not None:
+        return _precise(model, budget, data, evaluate, example, options or Options(), progress)
     if not budget.counts:
         return draft(model, budget, data, evaluate, example=example, options=options, progress=progress).recipe
     if budget.energy is not None:
         raise BudgetError("energy and MACs or parameters can't be budgeted at once: plan the cut, then the rest")
     work = _Work(model, evaluate, options or Options(), progress, *with_example(data, example))
     return work.narrow(budget)
+
+
+def _precise(
+    model: nn.Module,
+    budget: Budget,
+    data: Any,
+    evaluate: Evaluate | None,
+    example: Any,
+    options: Options,
+    progress: Progress | None,
+) -> Recipe:
+    """Plans with a budget of activation bits."""
+    if data is None:
+        raise BudgetError("a budget of activation bits needs data: bits go by what they do to the outputs")
+    if budget.max_drop is not None and evaluate is None:
+        raise BudgetError(f"max_drop = {budget.max_drop} can't be checked without evaluate(model) -> float")
+    batches = take(data, options.batches)
+    example = inputs_of(batches[0]) if example is None else example
+
+    def rest(left: Budget) -> Recipe:
+        return plan(model, left, batches, evaluate, example=example, options=options, progress=progress)
+
+    return Precision(model, budget, batches, evaluate, example, rest).recipe(options.measure, progress)
 
 
 @dataclass(frozen=True, eq=False)
