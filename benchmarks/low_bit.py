@@ -224,7 +224,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scored", type=int, default=500, help="sentences; 0: all that aren't for calibration")
     parser.add_argument("--tables", action="store_true", help="measures nothing")
-    parser.add_argument("--only", default="", help="rows whose name holds this")
+    parser.add_argument("--only", nargs="*", default=[""], help="rows whose name holds one of these")
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     if options.tables:
@@ -253,7 +253,7 @@ def main() -> None:
     stats = collect(model, dict.fromkeys(own, frozenset({"gram"})), batches(tokenizer, [texts[i] for i in order[:256]]))
     about["seconds of calibration"] = round(time.process_time() - begun, 1)
     for name, method in {"dense": None, **rows()}.items():
-        if options.only not in name or any(row["method"] == name for row in known):
+        if not any(part in name for part in options.only) or any(row["method"] == name for row in known):
             continue
         begun = time.process_time()
         if method is None:

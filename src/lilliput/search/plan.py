@@ -131,7 +131,7 @@ def _precise(
     def rest(left: Budget) -> Recipe:
         return plan(model, left, batches, evaluate, example=example, options=options, progress=progress)
 
-    return Precision(model, budget, batches, evaluate, example, rest).recipe(options.measure, progress)
+    return Precision(model, budget, batches, evaluate, example, rest, title(budget)).recipe(options.measure, progress)
 
 
 @dataclass(frozen=True, eq=False)
@@ -262,4 +262,5 @@ def title(budget: Budget) -> str:
     counts = [f"{budget.macs} MACs" if budget.macs is not None else None]
     counts += [f"{budget.parameters} parameters" if budget.parameters is not None else None]
     counts += [f"{budget.energy} energy on {budget.device}" if budget.energy is not None else None]
-    return "planned for " + ", ".join(part for part in (*counts, size, drop) if part)
+    bits = None if budget.activations is None else f"activations of {budget.activations:g} bits"
+    return "planned for " + ", ".join(part for part in (*counts, size, drop, bits) if part)

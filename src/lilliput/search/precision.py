@@ -174,6 +174,7 @@ class Precision:
         evaluate: the metric.
         example: one input.
         rest: plans the weights for what else the budget asks for.
+        name: of the recipe.
     """
 
     model: nn.Module
@@ -182,6 +183,7 @@ class Precision:
     evaluate: Evaluate | None
     example: Any
     rest: Callable[[Budget], Recipe]
+    name: str
 
     def recipe(self, measure: Measure | None, progress: Progress | None) -> Recipe:
         """Plans activations, then weights, until the file that `compress` makes fits.
@@ -201,7 +203,7 @@ class Precision:
         for _ in range(TRIES):
             left = replace(budget, size=room, max_drop=allowed, activations=None)
             base = Recipe() if left == Budget(device=left.device) else self.rest(left)
-            plan = replace(joined(base, found, picks), name=_title(base, budget))
+            plan = replace(joined(base, found, picks), name=self.name)
             artifact = self._made(plan)
             taken = file_bytes(artifact)
             if limit is None or room is None or taken <= limit:
@@ -225,7 +227,3 @@ class Precision:
                 f"{self.budget.max_drop:g} are allowed; allow more bits or a larger drop, or train with the recipe"
             )
         return lost
-
-
-def _title(base: Recipe, budget: Budget) -> str:
-    return f"{base.name or 'planned for'}{', ' if base.name else ' '}activations of {budget.activations:g} bits"
