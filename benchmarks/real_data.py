@@ -233,7 +233,7 @@ def documents() -> tuple[list[str], Tensor]:
         MissingError: The package can't be had.
     """
     folder = unpacked(WORD_PAIRS) / WORD_PAIRS.keep
-    texts = (folder / "lee.cor").read_text(encoding="utf-8").splitlines()
+    texts = (folder / "lee.cor").read_text(encoding="latin-1").splitlines()
     judgements = numpy.loadtxt(folder / "similarities0-1.txt", delimiter="\t")
     return texts, torch.from_numpy(judgements).triu()
 
