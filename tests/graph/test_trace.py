@@ -1,6 +1,7 @@
 """What tracing leaves open, leaves out, decomposes and refuses."""
 
 import json
+import logging
 
 import pytest
 import torch
@@ -180,3 +181,12 @@ def test_lengths_that_export_fixes_are_open_only_where_nothing_depends_on_them()
     mean = Function(lambda self, x: self.layer(x)[0].sum(1) / x.shape[1], layer=layer)
     bound, _ = trace(mean, torch.rand(2, 5, 3))
     assert bound.inputs[0].shape == ("n", 5, 3)
+
+
+def test_a_failed_trace_writes_nothing(capfd):
+    """The error is one line; torch's own account of it stays away from stderr, and its log as it was."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    with pytest.raises(ModelError, match=r"\A[^\n]+\Z"):
+        trace(nn.Linear(3, 2), torch.rand(4, 7))
+    assert capfd.readouterr().err == ""
+    assert not log.disabled

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from types import SimpleNamespace
@@ -239,12 +240,24 @@ def _widen(tensor: Tensor, dims: set[int]) -> Tensor:
     return tensor.repeat(repeats) if any(count > 1 for count in repeats) else tensor
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps torch from writing a traceback to stderr of each way to trace that fails: the error itself says enough."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
+
+
 def _trace_once(
     flat: _Flat, leaves: list[Tensor], sizes: list[set[int]], labels: list[str]
 ) -> tuple[Graph, dict[str, Tensor]]:
     auto = torch.export.Dim.AUTO
     shapes = (tuple(dict.fromkeys(dims, auto) for dims in sizes),)
-    program = torch.export.export(flat, tuple(leaves), dynamic_shapes=shapes, strict=False)
+    with _quiet():
+        program = torch.export.export(flat, tuple(leaves), dynamic_shapes=shapes, strict=False)
     structure: Tree = flat.found.output
     state = flat.model.state_dict(keep_vars=True)
     taken = {name: value for name, value in state.items() if isinstance(value, Tensor)}
