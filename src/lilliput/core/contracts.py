@@ -1,8 +1,8 @@
-"""The contracts of losses on layers and of networks; those of other kinds are in `method.py`."""
+"""The contracts of losses on layers, of networks and of graph passes; those of other kinds are in `method.py`."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -57,4 +57,29 @@ class Network(Protocol):
     @classmethod
     def tiny(cls) -> Network:
         """A setting small enough for tests: ten classes of 28 x 28 pictures with one channel."""
+        ...
+
+
+class GraphPass(Protocol):
+    """What is done to a whole network before or after its weights are packed; a frozen dataclass in `quantize/passes/`.
+
+    It changes numbers only, in place: parameters keep their names and shapes, so that a file fills the user's class.
+
+    Attributes:
+        when: `"before"`: the plain network is changed, and calibrated as it is then; `"after"`: the quantized one.
+        needs_data: whether it can't do without.
+    """
+
+    when: ClassVar[Literal["before", "after"]]
+    needs_data: ClassVar[bool]
+
+    def rewrite(self, model: nn.Module, graph: Any, data: Any = None, reference: nn.Module | None = None) -> list[str]:
+        """Changes parameters in place; returns lines on what was done.
+
+        Args:
+            model: in eval mode; plain, or with packed weights and quantizers if `when` is `"after"`.
+            graph: its `graph.ir.Graph`.
+            data: batches, which may be gone through more than once, or None.
+            reference: the network before it was packed, if `when` is `"after"`.
+        """
         ...

@@ -27,6 +27,7 @@ FAMILIES = (
     "quantize",
     "quantize/activations",
     "quantize/solvers",
+    "quantize/passes",
     "share",
     "factorize",
     "distill",

@@ -19,11 +19,13 @@ from lilliput.core.errors import LilliputError, NotInstalled, RecipeError
 from lilliput.core.method import find_path, kind_of, path_of
 
 if TYPE_CHECKING:
+    from lilliput.core.contracts import GraphPass
     from lilliput.core.layers import Weight
     from lilliput.core.method import ActivationQuantizer, Penalty, Schedule, WeightMethod
 
 VERSION = 1
 ACTIVATIONS = "quantize/activations"
+PASSES = "quantize/passes"
 SKIPS = {"none": frozenset(), "first": {"first"}, "last": {"last"}, "first and last": {"first", "last"}}
 """Which of the model's weights a rule passes over."""
 
@@ -105,6 +107,8 @@ class Recipe:
         name: a name for reports.
         cuts: what is removed for good before the rules see the model; for each group of channels the first that
             fits counts.
+        passes: what is done to the whole network, in this order: equalization before its weights are packed, the
+            correction of biases afterwards. In TOML `passes = ["equalize", "smooth:0.5"]`, or tables as for steps.
 
     >>> recipe = Recipe.loads('''
     ... [[rule]]
@@ -118,6 +122,7 @@ class Recipe:
     rules: tuple[Rule, ...] = field(default=())
     name: str = ""
     cuts: tuple[CutRule, ...] = ()
+    passes: tuple[GraphPass, ...] = ()
 
     @classmethod
     def loads(cls, text: str) -> Recipe:
@@ -148,6 +153,8 @@ class Recipe:
         if self.name:
             lines.append(f"name = {_toml(self.name)}")
         data = to_data(self)
+        if self.passes:
+            lines.append(f"passes = {_toml(data['passes'])}")
         for kind in ("cut", "rule"):
             for rule in data.get(kind, ()):
                 lines += ["", f"[[{kind}]]"]
@@ -161,12 +168,13 @@ class Recipe:
     @property
     def rereads(self) -> bool:
         """Whether data is gone through more than once."""
-        return bool(self.cuts) or any(rule.outputs is not None for rule in self.rules)
+        return bool(self.cuts or self.passes) or any(rule.outputs is not None for rule in self.rules)
 
     @property
     def absent(self) -> tuple[str, ...]:
         """Paths of the steps whose methods aren't installed, as a recipe read from a file may have them."""
         steps = [step for rule in self.rules for step in rule.every] + [cut.criterion for cut in self.cuts]
+        steps += self.passes
         return tuple(dict.fromkeys(step.method for step in steps if isinstance(step, Absent)))
 
     def check(self, weights: list[Weight]) -> None:
@@ -178,6 +186,9 @@ class Recipe:
             if isinstance(cut.criterion, Absent):
                 missing = cut.criterion
                 raise RecipeError(f"cut[{number}]: {missing.method} can't be carried out: {missing.missing}")
+        for number, one in enumerate(self.passes):
+            if isinstance(one, Absent):
+                raise RecipeError(f"passes[{number}]: {one.method} can't be carried out: {one.missing}")
         for number, rule in enumerate(self.rules):
             for step in rule.every:
                 if isinstance(step, Absent):
@@ -224,6 +235,8 @@ def to_data(recipe: Recipe) -> dict[str, Any]:
     data: dict[str, Any] = {"version": VERSION, "rule": rules}
     if recipe.cuts:
         data["cut"] = [_cut_data(cut) for cut in recipe.cuts]
+    if recipe.passes:
+        data["passes"] = [step_data(one) for one in recipe.passes]
     if recipe.name:
         data["name"] = recipe.name
     return data
@@ -239,13 +252,16 @@ def from_data(data: Any, absent: bool = False) -> Recipe:
     Raises:
         RecipeError: says what is wrong and where.
     """
-    _known(data, {"version", "name", "rule", "cut"}, "")
+    _known(data, {"version", "name", "rule", "cut", "passes"}, "")
     if data.get("version", VERSION) != VERSION:
         raise RecipeError(f"version {data['version']!r}: this Lilliput reads recipes of version {VERSION}")
     rules, cuts = data.get("rule", []), data.get("cut", [])
     for key, entries in (("rule", rules), ("cut", cuts)):
         if not isinstance(entries, list):
             raise RecipeError(f"{key}: write each {key} under its own [[{key}]]")
+    passes = data.get("passes", [])
+    if not isinstance(passes, list):
+        raise RecipeError("passes: must be a list, such as ['equalize', 'smooth:0.5']")
     name = data.get("name", "")
     if not isinstance(name, str):
         raise RecipeError("name: must be a string")
@@ -253,6 +269,7 @@ def from_data(data: Any, absent: bool = False) -> Recipe:
         tuple(_rule(entry, f"rule[{i}]", absent) for i, entry in enumerate(rules)),
         name,
         tuple(_cut(entry, f"cut[{i}]", absent) for i, entry in enumerate(cuts)),
+        tuple(short(one, f"passes[{i}]", (PASSES, "rewrite"), absent) for i, one in enumerate(passes)),
     )
 
 
@@ -360,9 +377,24 @@ def activations_of(data: Any, where: str = "activations", absent: bool = False) 
     >>> activations_of("uniform:4").bits
     4
     """
+    return short(data, where, (ACTIVATIONS, "observe"), absent)
+
+
+def short(data: Any, where: str, kind: tuple[str, str], absent: bool = False) -> Any:
+    """Makes a method from plain data: a table, or its name and settings in their order.
+
+    Args:
+        data: from TOML or JSON.
+        where: for the error message.
+        kind: the family that a bare name is of, and a function that the method must have.
+        absent: as `step_of`.
+
+    Raises:
+        RecipeError: as `step_of`.
+    """
     if isinstance(data, str) and "/" not in data:
         name, *values = data.split(":")
-        data = {"method": f"{ACTIVATIONS}/{name}"}
+        data = {"method": f"{kind[0]}/{name}"}
         try:
             fields = dataclasses.fields(find_path(data["method"]))
         except LilliputError as error:
@@ -370,7 +402,7 @@ def activations_of(data: Any, where: str = "activations", absent: bool = False) 
         if len(values) > len(fields):
             raise RecipeError(f"{where}: {name} has {len(fields)} settings, not {len(values)}")
         data |= {item.name: _setting(value) for item, value in zip(fields, values)}
-    return step_of(data, where, "observe", absent)
+    return step_of(data, where, kind[1], absent)
 
 
 def _setting(text: str) -> Any:

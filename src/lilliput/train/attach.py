@@ -25,6 +25,7 @@ from lilliput.train.calibrate import calibrated
 from lilliput.train.cut import again, cut_by, cut_in_place
 from lilliput.train.node import Node
 from lilliput.train.outputs import planned_outputs
+from lilliput.train.passes import moved, run_after, run_before
 from lilliput.train.quantizer import before_layers, planned, quantizers, remove, replace_all
 
 # Where an attached model keeps its recipe: a plain attribute, so that deepcopy carries it and state_dict doesn't.
@@ -60,8 +61,8 @@ def attach(model: nn.Module, recipe: Recipe, data: Any = None, *, example: Any =
     `attach`, or add `new_parameters(model)` to it. Attaching again goes on from the state that is there: a mask stays,
     so that pruning, then pruning and sharing, is two calls; so do the ranges of a quantizer that is the same again.
 
-    A recipe's cuts are made first, in place: the parameters that they make smaller are new objects. The same cuts
-    attached again are there already; other ones need `detach` first.
+    A recipe's cuts and passes are made first, in place: parameters that are cut are new objects. The same ones
+    attached again are there already; others need `detach` first.
 
     `state_dict` keys are those of `torch.nn.utils.parametrize`: `<module>.parametrizations.<name>.original` is the
     latent weight and `<module>.parametrizations.<name>.0.*` the state of its steps: `part_<part>` (such as
@@ -95,14 +96,13 @@ def attach(model: nn.Module, recipe: Recipe, data: Any = None, *, example: Any =
     previous = attachment(model)
     original = tensor_bytes(model) if previous is None else previous.original
     # All that can fail is done on a smaller copy; only then the model itself is cut.
-    work, cuts, data, stats = _smaller(model, recipe, example, (data, stats))
-    found = weights(work)
-    stats = calibrated(work, recipe, data, stats)
     notes: dict[str, str] = {}
+    work, cuts, data, stats = _changed(_smaller(model, recipe, example, (data, stats)), model, recipe, example, notes)
+    found, stats = weights(work), calibrated(work, recipe, data, stats)
     steps = allotted(recipe, found, lambda weight: _value(work, weight), stats)
     nodes = [_node_for(work, w, (recipe, steps.get(w.name, ())), stats.get(w.name), notes) for w in found]
     placed = before_layers(model, _quantizers(work, recipe, (data, example), stats, notes))
-    found = weights(cut_in_place(model, cuts))
+    found = weights(_filled(cut_in_place(model, cuts), work, recipe))
     made = [(weight, node) for weight, node in zip(found, nodes) if node is not None]
     fixed = {weight.name for weight in found if not weight.parameter.requires_grad}
     if previous is not None:
@@ -111,13 +111,39 @@ def attach(model: nn.Module, recipe: Recipe, data: Any = None, *, example: Any =
     replace_all(model, placed)
     state = Attachment(recipe, example, notes, _register_all(model, made, fixed), frozenset(fixed), original)
     object.__setattr__(model, ATTRIBUTE, state)
+    if work is not model and previous is None:
+        run_after(model, recipe, (data, example), notes, work)
     return model
 
 
-def _smaller(
-    model: nn.Module, recipe: Recipe, example: Any, given: tuple[Any, Any]
-) -> tuple[nn.Module, tuple[Cuts, ...], Any, Any]:
-    """The model that the rules see, the cuts that make it, and data and stats for it; the model itself without cuts."""
+Seen = tuple[nn.Module, tuple[Cuts, ...], Any, Any]
+"""The model that the rules see, the cuts that make it, and data and stats for it."""
+
+
+def _changed(seen: Seen, model: nn.Module, recipe: Recipe, example: Any, notes: dict[str, str]) -> Seen:
+    """What the rules see after the passes that come before packing: a copy if there are passes."""
+    work, cuts, data, stats = seen
+    previous = attachment(model)
+    if previous is not None and previous.recipe.passes == recipe.passes:
+        notes.update({name: text for name, text in previous.notes.items() if name.startswith("pass ")})
+        return seen
+    if not recipe.passes:
+        return seen
+    if previous is not None:
+        raise RecipeError("a recipe is attached already, and this one has other passes: detach(model) first")
+    work = copy.deepcopy(model) if work is model else work
+    return work, cuts, data, None if run_before(work, recipe, (data, example), notes) else stats
+
+
+def _filled(model: nn.Module, work: nn.Module, recipe: Recipe) -> nn.Module:
+    """Gives the user's model the weights that passes made."""
+    if recipe.passes and work is not model:
+        moved(work, model)
+    return model
+
+
+def _smaller(model: nn.Module, recipe: Recipe, example: Any, given: tuple[Any, Any]) -> Seen:
+    """What the rules see after the cuts; the model itself without cuts."""
     data, stats = given
     previous = attachment(model)
     if not recipe.cuts or (previous is not None and previous.recipe.cuts == recipe.cuts):

@@ -31,6 +31,7 @@ from lilliput.train.attach import attachment, packed_buffers, packed_weights, pl
 from lilliput.train.calibrate import calibrated
 from lilliput.train.cut import again, cut_by, cut_lines
 from lilliput.train.outputs import planned_outputs
+from lilliput.train.passes import quantized_copy, run_after, run_before
 from lilliput.train.quantizer import place, planned, quantized, remove
 from lilliput.train.shrink import shrink
 
@@ -87,11 +88,14 @@ def compress(
         work, stats = cut_by(work, recipe, example, data, stats)[0], None
     if fold and example is not None:
         facts["folded"] = _folded(work, example, notes)
+    if run_before(work, recipe, (data, example), notes):
+        stats = None  # what was collected is of other weights
     stats = calibrated(work, recipe, data, stats)
     buffers = packed_buffers(work)
     packed, facts["error"] = _all_packed(work, recipe, stats, notes)
     inputs = before | planned(work, recipe, weights(work), stats, notes)
     inputs |= planned_outputs(model, work, recipe, (data, example), notes)
+    _corrected(work, recipe, (data, example), (packed, inputs), notes)
     return Draft(work, recipe, {**packed, **buffers}, facts, notes, inputs).finished(example, remove_dead)
 
 
@@ -120,6 +124,22 @@ def pack(model: nn.Module, *, example: Any = None, remove_dead: bool = True) -> 
     facts = {"original": state.original, "trained": True}
     draft = Draft(work, state.recipe, packed_weights(model), facts, dict(state.notes), quantized(model))
     return draft.finished(state.example if example is None else example, remove_dead)
+
+
+def _corrected(
+    work: nn.Module, recipe: Recipe, given: tuple[Any, Any], made: tuple[dict[str, Packed | Tensor], Any], notes: Any
+) -> None:
+    """Carries out the passes that come after packing; the biases that they change are packed anew."""
+    packed, inputs = made
+    if not any(one.when == "after" for one in recipe.passes):
+        return
+    after = quantized_copy(work, packed, inputs)
+    before = {weight.name: weight.parameter.clone() for weight in weights(after)}
+    run_after(after, recipe, given, notes, work)
+    for weight in weights(after):
+        if not torch.equal(weight.parameter, before[weight.name]):
+            rule = recipe.rule_for(weight)
+            packed[weight.name] = _packed(weight, rule.steps if rule is not None else (), None, notes)
 
 
 def _sharing_copy(model: nn.Module) -> nn.Module:
