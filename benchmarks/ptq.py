@@ -207,41 +207,52 @@ PEERS: dict[str, Callable[[Half], dict[str, float]]] = {
 }
 
 
-def measured(name: str, way: Callable[[Half], dict[str, float]], key: str, both: list[Half], home: Path) -> dict:
-    """One case: the mean over both halves, from the cache if it is there."""
+def cached(name: str, key: str, home: Path) -> dict | None:
+    """What the cache knows of a case: the mean over the halves that are done, the sum of labelled pictures."""
     digest = hashlib.sha256(key.encode()).hexdigest()[:12]
-    found = [result(home / f"{digest}-{number}.json", lambda h=half: way(h)) for number, half in enumerate(both)]
+    paths = [path for number in range(2) if (path := home / f"{digest}-{number}.json").is_file()]
+    found = [json.loads(path.read_text()) for path in paths]
+    if not found:
+        return None
     sums = {"top-1", "top-5"}
-    return {"case": name} | {k: sum(f[k] for f in found) / (1 if k in sums else 2) for k in found[0]}
+    means = {k: sum(f[k] for f in found) / (1 if k in sums else len(found)) for k in found[0]}
+    return {"case": name, "halves": len(found), **means}
+
+
+def measure(name: str, way: Callable[[Half], dict[str, float]], key: str, both: list[Half], home: Path) -> str | None:
+    """Measures both halves of a case, unless the cache has them; returns why it failed."""
+    digest = hashlib.sha256(key.encode()).hexdigest()[:12]
+    try:
+        for number, half in enumerate(both):
+            result(home / f"{digest}-{number}.json", lambda half=half: way(half))
+    except (ImportError, subprocess.CalledProcessError) as error:
+        detail = getattr(error, "stderr", b"") or b""
+        return f"{error} {detail.decode()[-200:]}"
+    return None
 
 
 def main() -> None:
-    """Measures all cases, prints the table, writes the JSON."""
+    """Measures the cases, prints the table of all that are done, writes the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--crops", type=int, default=500, help="scored each way round")
-    parser.add_argument("--only", nargs="+", help="cases, by the beginning of their names")
+    parser.add_argument("--only", nargs="*", help="cases, by the beginning of their names; none: what the cache has")
     options = parser.parse_args()
     settings = Settings(crops=options.crops)
-    home, both, rows = place("ptq", settings), halves(settings), []
+    home = place("ptq", settings)
     jobs = [(name, way, name) for name, way in PEERS.items()]
     jobs += [(name, lambda half, text=text: ours(text, half), text) for name, text in cases().items()]
-    for name, way, key in jobs:
-        if options.only and not any(name.startswith(word) for word in options.only):
-            continue
-        try:
-            rows.append(measured(name, way, key, both, home))
-        except (ImportError, subprocess.CalledProcessError) as error:
-            detail = getattr(error, "stderr", b"") or b""
-            rows.append({"case": name, "failed": f"{error} {detail.decode()[-200:]}"})
-        print(json.dumps(rows[-1]), flush=True)
+    chosen = [job for job in jobs if options.only is None or any(job[0].startswith(word) for word in options.only)]
+    both = halves(settings) if chosen else []
+    failed = {name: why for name, way, key in chosen if (why := measure(name, way, key, both, home))}
+    rows = [row for name, _, key in jobs if (row := cached(name, key, home)) is not None]
+    rows += [{"case": name, "failed": why} for name, why in failed.items()]
     names = list(dict.fromkeys(key for row in rows for key in row))
-    table = Table(*names, title="EfficientNet-Lite0, both halves")
+    table = Table(*names, title="EfficientNet-Lite0")
     for row in rows:
         cells = [row.get(name, "") for name in names]
         table.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in cells))
     Console(width=200).print(table)
-    if not options.only:
-        RESULTS.write_text(json.dumps({**machine(), "crops": 2 * options.crops, "rows": rows}, indent=1) + "\n")
+    RESULTS.write_text(json.dumps({**machine(), "crops a half": options.crops, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

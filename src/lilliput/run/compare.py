@@ -143,6 +143,8 @@ def folded(artifact: Artifact, model: nn.Module, example: Any = None, notes: lis
         notes: a line is added here if they couldn't be folded.
     """
     work = copy.deepcopy(model).eval()
+    if notes is not None and any(getattr(one, "when", "") == "before" for one in artifact.recipe.passes):
+        notes.append("the recipe's passes scaled the channels of the file's weights, not those of the original")
     if not artifact.facts.get("folded"):
         return work
     from lilliput.graph.fold import fold

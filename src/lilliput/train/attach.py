@@ -111,8 +111,15 @@ def attach(model: nn.Module, recipe: Recipe, data: Any = None, *, example: Any =
     replace_all(model, placed)
     state = Attachment(recipe, example, notes, _register_all(model, made, fixed), frozenset(fixed), original)
     object.__setattr__(model, ATTRIBUTE, state)
-    if work is not model and previous is None:
-        run_after(model, recipe, (data, example), notes, work)
+    return _corrected(model, work, recipe, (data, example), notes)
+
+
+def _corrected(
+    model: nn.Module, work: nn.Module, recipe: Recipe, given: tuple[Any, Any], notes: dict[str, str]
+) -> nn.Module:
+    """Carries out the passes that come after packing, but where they are done already."""
+    if recipe.passes and work is not model:
+        run_after(model, recipe, given, notes, work)
     return model
 
 
