@@ -31,6 +31,9 @@ class Asked:
     activations: Annotated[
         float | None, Parameter(help="Most bits of a number that goes into a layer, in the mean, 2 to 8; needs --data.")
     ] = None
+    latency: Annotated[
+        str | None, Parameter(help="Longest time for one input: '5 ms', '0.5x', '2x faster'; needs --data.")
+    ] = None
 
 
 def plan(
@@ -49,6 +52,7 @@ def plan(
 
       lilliput plan net.py:build --weights net.pth --data net.py:batches --size '1 MB' -o recipe.toml
       lilliput plan net.py:build --weights net.pth --data net.py:batches --macs 50% -o recipe.toml
+      lilliput plan net.py:build --weights net.pth --data net.py:batches --latency 0.5x -o recipe.toml
     """
     import lilliput
     from lilliput.cli import inputs, sources
@@ -56,7 +60,8 @@ def plan(
 
     if asked == Asked(device=asked.device):
         raise terminal.UsageError(
-            "give a budget: --size '1 MB', --max-drop 0.005, --energy 40%, --macs 50%, --parameters 1M, --activations 6"
+            "give a budget: --size '1 MB', --max-drop 0.005, --energy 40%, --macs 50%, --parameters 1M, "
+            "--activations 6, --latency 0.5x"
         )
     if asked.activations is not None and given.data is None:
         raise terminal.UsageError("--activations needs --data: bits go by what they do to the outputs")
@@ -66,6 +71,8 @@ def plan(
         raise terminal.UsageError("--macs and --parameters cut channels: give --data or --input")
     if asked.energy and given.data is None and given.input is None:
         raise terminal.UsageError("--energy depends on the sizes of what goes into layers: give --data or --input")
+    if asked.latency and given.data is None:
+        raise terminal.UsageError("--latency puts activations in 8 bits: give --data to calibrate them on")
     budget = _budget(asked)
     terminal.check_outputs(output, sources=[given.weights, model.rpartition(":")[0]])
     example = inputs.inputs_of(given.input)

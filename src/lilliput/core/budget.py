@@ -13,6 +13,8 @@ UNITS = {"": 1, "B": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3, "KIB": 1024, "
 
 COUNTS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
+TIMES = {"": 1.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6}
+
 Count = Literal["macs", "parameters"]
 """What can be limited by number."""
 
@@ -33,6 +35,8 @@ class Budget:
             `"40%"`, `"0.4x"`, `"3x less"`.
         device: on which, one of `hardware/devices` or a `.toml` file.
         activations: most bits of a number that goes into a layer, the mean over all such numbers, 2 to 8.
+        latency: longest time for one input, as text: `"5 ms"`, `"300 us"`, or a part of the uncompressed network's,
+            `"0.5x"`, `"50%"`, `"2x faster"`; or in seconds.
 
     >>> Budget(size="1.5 MB").bytes(original=10_000_000)
     1500000
@@ -49,6 +53,7 @@ class Budget:
     energy: float | str | None = None
     device: str = "eyeriss"
     activations: float | None = None
+    latency: float | str | None = None
 
     def __post_init__(self) -> None:
         if self.size is not None:
@@ -57,6 +62,8 @@ class Budget:
             self.count(what, original=1 << 40)
         if self.energy is not None:
             self.energies(original=1.0)
+        if self.latency is not None:
+            self.seconds(original=1.0)
         if self.max_drop is not None and not 0 <= self.max_drop < float("inf"):
             raise BudgetError(f"max_drop = {self.max_drop} must be zero or more, in the units of your metric")
         if self.activations is not None and not 2 <= self.activations <= 8:
@@ -126,6 +133,32 @@ class Budget:
         if not found[2]:
             return number
         return original / number if found[3] else original * number / (100 if found[2] == "%" else 1)
+
+    def seconds(self, original: float) -> float:
+        """Returns the longest latency.
+
+        Args:
+            original: of the uncompressed network, for a part of it.
+
+        Raises:
+            BudgetError: none is asked for, or it can't be read.
+
+        >>> Budget(latency="2x faster").seconds(original=0.5), Budget(latency="5 ms").seconds(original=0.5)
+        (0.25, 0.005)
+        """
+        words = f"latency = {self.latency!r} can't be read; write it as '5 ms', '0.5x', '50%' or '2x faster'"
+        found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([A-Za-zµ%]*)(\s+faster)?\s*", str(self.latency))
+        if self.latency is None or isinstance(self.latency, bool) or found is None:
+            raise BudgetError(words)
+        number, unit, faster = float(found[1]), found[2].lower(), bool(found[3])
+        if number <= 0 or (faster and unit != "x"):
+            raise BudgetError(words)
+        if unit in {"x", "%"}:
+            part = number / 100 if unit == "%" else number
+            return original / part if faster else original * part
+        if unit not in TIMES or (not unit and isinstance(self.latency, str)):
+            raise BudgetError(words)
+        return number * TIMES[unit]
 
     def bytes(self, original: int) -> int:
         """Returns the size in bytes.

@@ -9,13 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import _get_current_function_mode_stack
-from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from lilliput.core.errors import LilliputError, LilliputWarning
 from lilliput.file.artifact import Artifact
-from lilliput.graph.ir import Graph
-from lilliput.graph.run import GraphModule, bind_inputs, check_inputs
+from lilliput.graph.ir import Graph, InputRef
+from lilliput.graph.run import GraphModule, bind_inputs
 from lilliput.run.choice import Chooser, Chosen
 from lilliput.run.dense import Dense
 
@@ -83,6 +81,8 @@ class NativeModule(GraphModule):
         self.requires_grad_(False)
         self.__dict__["_chosen"] = chosen
         self.__dict__["_loaded"] = self._versions()
+        trees = [tree for _, tree in graph.call]
+        self.__dict__["_plain"] = not trees or trees == [InputRef(place) for place in range(len(graph.inputs))]
 
     @property
     def chosen(self) -> Chosen:
@@ -101,52 +101,50 @@ class NativeModule(GraphModule):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Computes what the original model did in eval mode; see `GraphModule.forward`."""
-        line = self.chosen.line
+        line = self.__dict__["_chosen"].line
         if line is None or not self._as_loaded():
             return super().forward(*args, **kwargs)
-        graph, checked = self.graph, self.__dict__["_checked"]
-        inputs = bind_inputs(graph, args, kwargs)
-        check_inputs(graph.inputs, graph.symbols, inputs)
-        same = all(
-            type(x) is Tensor and x.device.type == "cpu" and x.dtype == s.dtype for x, s in zip(inputs, graph.inputs)
-        )
-        if not same or (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)):
-            return super().forward(*args, **kwargs)
-        key = tuple(tensor.shape for tensor in inputs)
+        graph, checked = self.__dict__["_graph"], self.__dict__["_checked"]
+        plain = self.__dict__["_plain"] and not kwargs and len(args) == len(graph.inputs)
+        inputs = list(args) if plain else bind_inputs(graph, args, kwargs)
+        for x, spec in zip(inputs, graph.inputs):
+            if type(x) is not Tensor or x.dtype is not spec.dtype or not x.is_cpu or x.requires_grad:
+                return super().forward(*args, **kwargs)
+        key = tuple([x.shape for x in inputs])
         if key not in checked:
             # At new sizes the dense engine goes first: it bounds the memory that a stranger's graph may take.
             with torch.no_grad():
                 super().forward(*args, **kwargs)
             checked.add(key)
-        with torch.no_grad():
-            try:
+        try:
+            if not torch.is_grad_enabled():
                 return line(inputs)
-            except Exception as error:
-                words = f"the network runs as the dense engine does from now on: {' '.join(str(error).split())[:200]}"
-                self.__dict__["_chosen"] = Chosen(None, (), {}, "dense", (words,))
-                warnings.warn(words, LilliputWarning, stacklevel=2)
+            with torch.no_grad():
+                return line(inputs)
+        except Exception as error:
+            words = f"the network runs as the dense engine does from now on: {' '.join(str(error).split())[:200]}"
+            self.__dict__["_chosen"] = Chosen(None, (), {}, "dense", (words,))
+            warnings.warn(words, LilliputWarning, stacklevel=2)
         return super().forward(*args, **kwargs)
 
     def _as_loaded(self) -> bool:
         """Whether the weights are those that were loaded, and nobody watches the operators or wants gradients."""
-        watched = _get_current_function_mode_stack() or _get_current_dispatch_mode_stack()  # type: ignore[no-untyped-call]
-        if watched or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+        # Of modes torch tells in public only their stacks, as lists, which takes longer than a small network.
+        if torch._C._len_torch_function_stack() or torch._C._len_torch_dispatch_stack():
+            return False
+        if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
             return False
         wanted = torch.is_grad_enabled()
-        for holder, leaf, tensor, version in self.__dict__["_loaded"]:
-            held = holder._parameters.get(leaf)
-            if held is None:
-                held = holder._buffers.get(leaf)
-            if held is not tensor or tensor._version != version or (wanted and tensor.requires_grad):
+        for table, leaf, tensor, version in self.__dict__["_loaded"]:
+            if table.get(leaf) is not tensor or tensor._version != version or (wanted and tensor.requires_grad):
                 return False
         return True
 
-    def _versions(self) -> list[tuple[nn.Module, str, Tensor, int]]:
+    def _versions(self) -> list[tuple[dict[str, Tensor | None], str, Tensor, int]]:
         found = []
         for holder, leaf in self.__dict__["_slots"]:
-            tensor = holder._parameters.get(leaf)
-            tensor = holder._buffers[leaf] if tensor is None else tensor
-            found.append((holder, leaf, tensor, tensor._version))
+            table = holder._parameters if leaf in holder._parameters else holder._buffers
+            found.append((table, leaf, table[leaf], table[leaf]._version))
         return found
 
     def __getstate__(self) -> dict[str, Any]:

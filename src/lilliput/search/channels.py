@@ -126,6 +126,16 @@ class Channels:
             share = 1 / examples_of(self.example)
             found = uses(self.analysis.graph, self.analysis.tensors, self.example)
             numbers = {name: count * share for name, count in found.items()}
+        limit = self.weighed(numbers, float(most))
+        return Limit(limit.limit, limit.terms, counted(what, self.model, self.example) - limit.cost(self.removed()))
+
+    def weighed(self, numbers: Mapping[str, float], most: float) -> Limit:
+        """Returns a limit on a sum over the weights: how many numbers each has times what one of them counts.
+
+        Args:
+            numbers: what one counts, by the weight's name.
+            most: the limit.
+        """
         cuts: dict[str, dict[int, list[tuple[int, float]]]] = {}
         for number, item in enumerate(self.items):
             for member in item.group.members:
@@ -137,8 +147,7 @@ class Channels:
                 shape = self.analysis.tensors[name].shape
                 axes = tuple((float(n), tuple(cuts[name].get(axis, ()))) for axis, n in enumerate(shape))
                 terms.append(Term(factor, axes))
-        limit = Limit(float(most), tuple(terms))
-        return Limit(limit.limit, limit.terms, counted(what, self.model, self.example) - limit.cost(self.removed()))
+        return Limit(most, tuple(terms))
 
     def removed(self, chosen: Sequence[int] = ()) -> list[int]:
         """How many channels of each group go; none by default."""

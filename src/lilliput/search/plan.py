@@ -71,7 +71,8 @@ def plan(
     width, by what narrower ones do to the outputs, measured, and by what they save. It is cut before it is given back,
     and what is left is counted. With a size besides, the smaller network is planned for that.
 
-    A budget of energy chooses among the same settings as a size, by what their bits and zeros save on a device; see
+    A budget of latency chooses bits and channels by what layers take in the engine `native`; see `search.latency`. A
+    budget of energy chooses among the same settings as a size, by what their bits and zeros save on a device; see
     `search.energy`.
 
     A budget of activation bits gives each layer a quantizer of its inputs: the bits of all of them by what fewer bits
@@ -79,9 +80,9 @@ def plan(
 
     Args:
         model: a trained network; it is not changed.
-        budget: size, energy, largest drop of the metric, MACs, parameters, or some of them. With a size or an energy
-            the drop is checked; with a drop alone the file is made as small as the drop allows. Drops are without any
-            training.
+        budget: size, energy, latency, largest drop of the metric, MACs, parameters, or some of them. With a size or an
+            energy the drop is checked; with a drop alone the file is made as small as the drop allows. Drops are
+            without any training.
         data: any iterable of inputs, (inputs, targets) or dicts. Without it the plan goes by the weights' own error,
             each relative to its layer's norm, which knows nothing of which layers matter.
         evaluate: the user's metric, `evaluate(model) -> float`, higher is better; needed for `max_drop`.
@@ -101,6 +102,11 @@ def plan(
     >>> [rule.match for rule in recipe.rules]
     ['weight', '*']
     """
+    if budget.latency is not None:
+        # Later: it needs `Options` of this file.
+        from lilliput.search.latency import planned
+
+        return planned(model, budget, (data, example), evaluate, (options or Options(), progress))
     if budget.activations is not None:
         return _precise(model, budget, data, evaluate, example, options or Options(), progress)
     if not budget.counts:
@@ -262,5 +268,6 @@ def title(budget: Budget) -> str:
     counts = [f"{budget.macs} MACs" if budget.macs is not None else None]
     counts += [f"{budget.parameters} parameters" if budget.parameters is not None else None]
     counts += [f"{budget.energy} energy on {budget.device}" if budget.energy is not None else None]
+    counts += [f"a latency of {budget.latency}" if budget.latency is not None else None]
     bits = None if budget.activations is None else f"activations of {budget.activations:g} bits"
     return "planned for " + ", ".join(part for part in (*counts, size, drop, bits) if part)
