@@ -64,8 +64,7 @@ def plan(
 
     For each weight the settings of all methods, and their compositions, that none other beats in bytes and weight
     error; for each of those what it does to the model's outputs; then the exact choice of one a layer (a knapsack)
-    under the bytes that the coder really writes. The plan is written to memory, and with `max_drop` evaluated, before
-    it is given back.
+    under the bytes that the coder really writes. The plan is written to memory, and with `max_drop` evaluated.
 
     A budget of MACs or parameters gives a recipe that cuts channels: for each group of channels that go together its
     width, by what narrower ones do to the outputs, measured, and by what they save. It is cut before it is given back,
@@ -80,9 +79,8 @@ def plan(
 
     Args:
         model: a trained network; it is not changed.
-        budget: size, energy, latency, largest drop of the metric, MACs, parameters, or some of them. With a size or an
-            energy the drop is checked; with a drop alone the file is made as small as the drop allows. Drops are
-            without any training.
+        budget: size, energy, latency, largest drop of the metric, MACs, parameters, or some of them. Drops are without
+            any training; with a drop alone the file is made as small as it allows.
         data: any iterable of inputs, (inputs, targets) or dicts. Without it the plan goes by the weights' own error,
             each relative to its layer's norm, which knows nothing of which layers matter.
         evaluate: the user's metric, `evaluate(model) -> float`, higher is better; needed for `max_drop`.
@@ -103,10 +101,7 @@ def plan(
     ['weight', '*']
     """
     if budget.latency is not None:
-        # Later: it needs `Options` of this file.
-        from lilliput.search.latency import planned
-
-        return planned(model, budget, (data, example), evaluate, (options or Options(), progress))
+        return _quick(model, budget, (data, example), evaluate, (options or Options(), progress))
     if budget.activations is not None:
         return _precise(model, budget, data, evaluate, example, options or Options(), progress)
     if not budget.counts:
@@ -138,6 +133,15 @@ def _precise(
         return plan(model, left, batches, evaluate, example=example, options=options, progress=progress)
 
     return Precision(model, budget, batches, evaluate, example, rest, title(budget)).recipe(options.measure, progress)
+
+
+def _quick(
+    model: nn.Module, budget: Budget, given: tuple[Any, Any], evaluate: Evaluate | None, how: tuple[Any, Any]
+) -> Recipe:
+    # Here: that file needs this one.
+    from lilliput.search.latency import planned
+
+    return planned(model, budget, given, evaluate, how)
 
 
 @dataclass(frozen=True, eq=False)
