@@ -1,6 +1,7 @@
 """Energy-aware against magnitude pruning on Fashion-MNIST, without retraining: energy left at equal accuracy.
 
     python benchmarks/energy_aware.py        # some minutes; writes results/energy_aware.json
+    python benchmarks/energy_aware.py curves # a minute; only the curves in it
 
 The demo's CNN. A layer's sparsity is the largest of ten for which accuracy on 2,500 validation pictures stays within
 0.2 % (absolute) for each layer so far of the dense network's, 1 % after all five, found layer by layer, with the layers
@@ -8,10 +9,16 @@ before it as they have become. Rows: magnitude in the model's order, and by fall
 orders, and without restoring. Magnitude at one sparsity for all layers is the plain baseline. A seed draws the 512
 calibration pictures, which magnitude needs none of. Accuracy told is that on the other validation pictures; energy is
 Eyeriss's, for a batch of 1.
+
+Curves: all layers at one sparsity, six of them, by magnitude and by energy-aware pruning through the layers by falling
+energy, with and without restoring; energy is then nearly equal, and accuracy tells. What is saved at an equal accuracy,
+half a point and a point below the dense network, lies between two points of a curve, taken as straight there.
 """
 
 import copy
+import itertools
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -33,6 +40,7 @@ from lilliput.search.layers import by_energy, layers_of
 
 RESULT = Path(__file__).parent / "results" / "energy_aware.json"
 SPARSITIES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
+EVEN = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9)
 DROP = 0.01
 DEVICE = Device.load("eyeriss")
 
@@ -86,8 +94,59 @@ def uniform(model: nn.Module, order: list[str], judged: tuple[Tensor, Tensor]) -
     return model, {}
 
 
+def curve(model: nn.Module, order: list[str], kind: Any, images: Tensor, told: tuple[Tensor, Tensor]) -> list[Any]:
+    """Accuracy and energy of the network with all layers at each of some sparsities."""
+    points = []
+    for sparsity in EVEN:
+        pruned = copy.deepcopy(model)
+        for name in order:
+            prune(pruned, name, kind(sparsity), images)
+        points.append({"sparsity": sparsity, "accuracy": accuracy(pruned, told), "energy": energy(pruned, told[0][:1])})
+    return points
+
+
+def saved(points: list[Any], dense: dict[str, float], drop: float) -> float:
+    """How many times less energy is taken at dense accuracy - drop, between the points around it."""
+    wanted = dense["accuracy"] - drop
+    line = [(dense["accuracy"], dense["energy"]), *((p["accuracy"], p["energy"]) for p in points)]
+    for (high, before), (low, after) in itertools.pairwise(line):
+        if low < wanted:
+            part = (max(high, wanted) - wanted) / (max(high, wanted) - low)
+            return dense["energy"] / (before + part * (after - before))
+    return dense["energy"] / line[-1][1]
+
+
+def curves() -> dict[str, Any]:
+    """Magnitude and energy-aware pruning at the same sparsities; three draws of calibration pictures."""
+    model = fashion_cnn.trained().eval()
+    fold(model, torch.zeros(1, 1, 28, 28))
+    images, labels = fashion_mnist.load("validation")
+    told = images[:5000], labels[:5000]
+    train, _ = fashion_mnist.load("train")
+    layers, _ = layers_of(model, lambda: model(images[:1]))
+    order = [f"{name}.weight" for name in by_energy(layers, DEVICE)]
+    dense = {"energy": energy(model, images[:1]), "accuracy": accuracy(model, told)}
+    found: dict[str, Any] = {"dense": dense, "rows": {}}
+    for seed in range(3):
+        drawn = train[torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:512]]
+        runs: dict[str, Any] = {"energy-aware": lambda s: EnergyAware(sparsity=s)}
+        runs["energy-aware without restoring"] = lambda s: EnergyAware(sparsity=s, restore=0.0)
+        if not seed:
+            runs["magnitude"] = lambda s: Magnitude(sparsity=s)
+        for row, kind in runs.items():
+            points = curve(model, order, kind, drawn, told)
+            entry = {"seed": seed, "points": points}
+            entry |= {f"saved at {drop:g}": saved(points, dense, drop) for drop in (0.005, 0.01)}
+            found["rows"].setdefault(row, []).append(entry)
+            print(row, json.dumps(entry), flush=True)
+    return found
+
+
 def main() -> None:
     """Measures all rows for three seeds, prints them and writes them down."""
+    if sys.argv[1:] == ["curves"]:
+        RESULT.write_text(json.dumps(json.loads(RESULT.read_text()) | {"curves": curves()}, indent=1) + "\n")
+        return
     begun = time.perf_counter()
     model = fashion_cnn.trained().eval()
     fold(model, torch.zeros(1, 1, 28, 28))
@@ -118,7 +177,7 @@ def main() -> None:
             rows.setdefault(row, []).append(entry)
             print(row, json.dumps(entry), flush=True)
     seconds = time.perf_counter() - begun
-    results = {"dense": dense, "drop": DROP, "rows": rows, "seconds": seconds}
+    results = {"dense": dense, "drop": DROP, "rows": rows, "seconds": seconds, "curves": curves()}
     RESULT.write_text(json.dumps(results, indent=1) + "\n")
     print(f"{seconds:.0f} s, dense {dense}")
 
