@@ -92,7 +92,17 @@ def conv_cases(outputs: int, channels: int, size: int, side: int, sparsity: floa
         layer = sparse_conv.SparseConv(whole, window, {"single": 1, "4x1": 4, "16x1": 16}[name])
         close(layer(x), functional.conv2d(x, whole, padding=side // 2))
         cases[name] = lambda layer=layer: layer(x)
+        cases[f"{name}, alone"] = alone(layer, x, layer(x))
     return cases
+
+
+def alone(layer: sparse_conv.SparseConv, x: Tensor, y: Tensor) -> Callable[[], Any]:
+    """The kernel, packing included, into memory that is there: without Python's part and a new output."""
+    own = layer.window
+    sizes = [*x.shape, layer.outputs, own.groups, *own.numbers[:8], *y.shape[2:]]
+    block, status = layer.value.shape[1], torch.zeros(1, dtype=torch.int32)
+    part = (torch.tensor(sizes), layer.start, layer.column, layer.value, None, x, y, len(layer.column), block, status)
+    return lambda: kernel.run("sparse_conv", *part)
 
 
 def close(found: Tensor, expected: Tensor) -> None:

@@ -400,7 +400,8 @@ struct Float {
     };
 #if defined(__AVX512F__)
     if (rounded && has_bf16()) {
-      const uint16_t* own = ordered<Bits, 2, float, uint16_t>(x, rows, inputs, pieces, narrowed);
+      const uint16_t* own = ordered<Bits, 2, float, uint16_t>(
+          x, rows, inputs, pieces, [](float v) { return narrowed(v); });
       each<float>(
           code, rows, pieces, outputs,
           [&](const uint8_t* const* c, int64_t r, float* sums) {

@@ -161,6 +161,9 @@ struct Product {
     for (int64_t c = 0; c < conv.channels; ++c, panel += P) {
       const float* source = x + c * conv.plane + pixel;
       if (count == P) {
+        // The next tile's pixels are asked for now: each channel's lie far from the others', where no hardware looks ahead.
+        LILLIPUT_UNROLL
+        for (int i = 0; i < P; i += 16) soon(source + P + i);
         LILLIPUT_UNROLL
         for (int i = 0; i < P; i += kLanes) store(panel + i, load(source + i));
       } else {
