@@ -81,7 +81,7 @@ def test_a_loss_of_ones_own_takes_each_examples_derivative():
 def test_beats_random_masks_on_a_trained_network_and_is_near_magnitude(fashion_mnist_directory, demo_model):
     """Half and four fifths of the demo's second and third convolution and first linear layer."""
     layers = ("conv2.weight", "conv3.weight", "fc1.weight")
-    data = list(itertools.islice(fashion_mnist.train(), 4))
+    data = list(itertools.islice(fashion_mnist.train(), 2))
     images, labels = next(iter(fashion_mnist.validation(800)))
     stats = collect(demo_model, dict.fromkeys(layers, OBD.needs), data)
 
