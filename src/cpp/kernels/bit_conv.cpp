@@ -73,20 +73,39 @@ struct Layer {
   const int32_t *sums, *base, *levels;
   int64_t x_planes, w_planes, kind, corner, offset;
   const int32_t* places;  // null if offset is 0
+  // Of every place that comes out: where its window begins in the padded map, and whether a tap lies outside.
+  int64_t* origin;
+  uint8_t* edge;
 };
 
-// What the taps that lie outside of the map add.
-void add_corners(const Layer& l, int64_t row, int64_t column, int64_t from, int64_t width, int32_t* total) {
+void find_places(const Layer& l) {
   const Shape& s = l.s;
-  const int64_t top = row * s.sh - s.ph, left = column * s.sw - s.pw;
-  if (top >= 0 && left >= 0 && top + (s.kh - 1) * s.dh < s.height && left + (s.kw - 1) * s.dw < s.width) return;
+  int64_t place = 0;
+  for (int64_t n = 0; n < s.batch; ++n) {
+    for (int64_t i = 0; i < s.rows; ++i) {
+      const int64_t top = i * s.sh - s.ph;
+      const bool in = top >= 0 && top + (s.kh - 1) * s.dh < s.height;
+      for (int64_t j = 0; j < s.columns; ++j, ++place) {
+        const int64_t left = j * s.sw - s.pw;
+        l.origin[place] = (n * l.x.height + i * s.sh) * l.x.width + j * s.sw;
+        l.edge[place] = !(in && left >= 0 && left + (s.kw - 1) * s.dw < s.width);
+      }
+    }
+  }
+}
+
+// base with what the taps outside of the map add, for a place on the edge.
+void base_of_edge(const Layer& l, int64_t place, int64_t from, int64_t width, int32_t* base) {
+  const Shape& s = l.s;
+  const int64_t top = place / s.columns % s.rows * s.sh - s.ph, left = place % s.columns * s.sw - s.pw;
+  std::memcpy(base, l.base + from, sizeof(int32_t) * static_cast<size_t>(width));
   for (int64_t i = 0; i < s.kh; ++i) {
     const bool in = top + i * s.dh >= 0 && top + i * s.dh < s.height;
     for (int64_t j = 0; j < s.kw; ++j) {
       if (in && left + j * s.dw >= 0 && left + j * s.dw < s.width) continue;
-      const int32_t* sums = l.sums + (i * s.kw + j) * s.outputs + from;
+      const int32_t* __restrict sums = l.sums + (i * s.kw + j) * s.outputs + from;
       const int32_t corner = static_cast<int32_t>(l.corner);
-      for (int64_t o = 0; o < width; ++o) total[o] += corner * sums[o];
+      for (int64_t o = 0; o < width; ++o) base[o] += corner * sums[o];
     }
   }
 }
@@ -99,40 +118,46 @@ int32_t window_sum(const Layer& l, int64_t origin) {
   return sum;
 }
 
-// Totals of up to kRows places, from `place` on, with the outputs [from, from + width) of one block.
-void totals(const Layer& l, int64_t place, int64_t count, int64_t from, int64_t width, int32_t* total) {
-  const Shape& s = l.s;
-  int64_t origin[kRows], row[kRows], column[kRows];
-  for (int64_t i = 0; i < count; ++i) {
-    column[i] = (place + i) % s.columns;
-    row[i] = (place + i) / s.columns % s.rows;
-    const int64_t image = (place + i) / (s.columns * s.rows);
-    origin[i] = (image * l.x.height + row[i] * s.sh) * l.x.width + column[i] * s.sw;
-    for (int64_t o = 0; o < width; ++o) total[i * kBlock + o] = l.base[from + o];
-  }
-  alignas(64) int32_t counts[kRows * kBlock];
+// Counts of up to kRows places, from `place` on, with a block of outputs. Returns what one count is worth; with several
+// planes they are added up, each by its level.
+int32_t counts_of(const Layer& l, int64_t place, int64_t count, int64_t from, int64_t width, int32_t* out) {
   const uint32_t* rows[kRows];
-  const uint32_t* weight = l.weight + from * s.kh * s.kw * s.words;
+  const uint32_t* weight = l.weight + from * l.s.kh * l.s.kw * l.s.words;
+  const bool single = l.x_planes * l.w_planes == 1;
+  alignas(64) int32_t counts[kRows * kBlock];
+  if (!single) std::memset(out, 0, sizeof counts);
   for (int64_t a = 0; a < l.x_planes; ++a) {
-    for (int64_t i = 0; i < count; ++i) rows[i] = l.x.data + a * l.x.plane + origin[i] * s.words;
+    for (int64_t i = 0; i < count; ++i) rows[i] = l.x.data + a * l.x.plane + l.origin[place + i] * l.s.words;
     for (int64_t b = 0; b < l.w_planes; ++b) {
       const uint32_t* own = weight + b * l.runs.w_plane;
-      if (l.kind == 0) block<Xor>(rows, count, own, l.runs, width, counts);
-      else if (l.kind == 1) block<And>(rows, count, own, l.runs, width, counts);
-      else block<Ternary>(rows, count, own, l.runs, width, counts);
+      int32_t* to = single ? out : counts;
+      if (l.kind == 0) block<Xor>(rows, count, own, l.runs, width, to);
+      else if (l.kind == 1) block<And>(rows, count, own, l.runs, width, to);
+      else block<Ternary>(rows, count, own, l.runs, width, to);
       const int32_t level = l.levels[a] * l.levels[l.x_planes + b];
-      for (int64_t i = 0; i < count; ++i) {
-        for (int64_t o = 0; o < width; ++o) total[i * kBlock + o] += level * counts[i * kBlock + o];
-      }
+      if (single) return level;
+      for (int64_t k = 0; k < count * kBlock; ++k) out[k] += level * counts[k];
     }
   }
-  for (int64_t i = 0; i < count; ++i) {
-    if (l.corner != 0) add_corners(l, row[i], column[i], from, width, total + i * kBlock);
-    if (l.offset != 0) {
-      const int32_t sum = static_cast<int32_t>(l.offset) * window_sum(l, origin[i]);
-      for (int64_t o = 0; o < width; ++o) total[i * kBlock + o] += sum;
+  return 1;
+}
+
+// to[o] = scale[o] k (base[o] + level count[o] + more) + bias[o]. `width` is a constant where it is kBlock.
+LILLIPUT_INLINE void real_outputs(const int32_t* __restrict count, const int32_t* __restrict base, int32_t level,
+                                  int32_t more, const float* __restrict scale, float k, const float* __restrict bias,
+                                  float* __restrict to, int64_t width) {
+  if (bias == nullptr) {
+    for (int64_t o = 0; o < width; ++o) to[o] = static_cast<float>(base[o] + level * count[o] + more) * scale[o] * k;
+  } else {
+    for (int64_t o = 0; o < width; ++o) {
+      to[o] = static_cast<float>(base[o] + level * count[o] + more) * scale[o] * k + bias[o];
     }
   }
+}
+
+LILLIPUT_INLINE void whole_outputs(const int32_t* __restrict count, const int32_t* __restrict base, int32_t level,
+                                   int32_t more, int32_t* __restrict to, int64_t width) {
+  for (int64_t o = 0; o < width; ++o) to[o] = base[o] + level * count[o] + more;
 }
 
 // Bit o is whether sign[o] total[o] >= at[o]; 64 outputs, what lies behind `width` is 0.
@@ -171,36 +196,48 @@ void bit_conv(const int32_t* x, const int32_t* weight, const int32_t* sums, cons
   const int64_t blocks = (outputs + kBlock - 1) / kBlock, places = batch * rows * columns;
   const Runs runs{offsets, kh * pieces, (dw == 1 ? kw : 1) * words, in.plane, blocks * kBlock * kh * kw * words};
   const int32_t* place = offset == 0 ? nullptr : place_sums(in, x_planes, levels, s);
-  const Layer layer{s,       in,       runs, reinterpret_cast<const uint32_t*>(weight), sums, base, levels, x_planes,
-                    w_planes, kind, corner, offset, place};
+  const Layer layer{s, in, runs, reinterpret_cast<const uint32_t*>(weight), sums, base, levels, x_planes, w_planes,
+                    kind, corner, offset, place, scratch_of<int64_t>(3, places), scratch_of<uint8_t>(4, places)};
+  find_places(layer);
   const auto work = [&](int64_t first, int64_t from) {
     const int64_t count = places - first < kRows ? places - first : kRows;
     const int64_t wide = outputs - from < kBlock ? outputs - from : kBlock;
-    alignas(64) int32_t found[kRows * kBlock];
-    totals(layer, first, count, from, wide, found);
+    alignas(64) int32_t found[kRows * kBlock], edge[kBlock], whole[kBlock];
+    const int32_t level = counts_of(layer, first, count, from, wide, found);
     for (int64_t i = 0; i < count; ++i) {
       const int64_t to = (first + i) * outputs + from;
-      const int32_t* own = found + i * kBlock;
-      if (packed != nullptr) {
-        packed[(first + i) * blocks + from / kBlock] = static_cast<int64_t>(signs_of(own, at + from, sign + from, wide));
-      } else if (total != nullptr) {
-        std::memcpy(total + to, own, sizeof(int32_t) * static_cast<size_t>(wide));
-      } else {
+      const int32_t *own = found + i * kBlock, *start = base + from;
+      if (corner != 0 && layer.edge[first + i]) {
+        base_of_edge(layer, first + i, from, wide, edge);
+        start = edge;
+      }
+      const int32_t more = offset == 0 ? 0 : static_cast<int32_t>(offset) * window_sum(layer, layer.origin[first + i]);
+      if (real != nullptr) {
         const float k = map == nullptr ? 1.0f : map[first + i];
-        if (bias == nullptr) {
-          for (int64_t o = 0; o < wide; ++o) real[to + o] = static_cast<float>(own[o]) * scale[from + o] * k;
-        } else {
-          for (int64_t o = 0; o < wide; ++o) {
-            real[to + o] = static_cast<float>(own[o]) * scale[from + o] * k + bias[from + o];
-          }
-        }
+        const float* own_bias = bias == nullptr ? nullptr : bias + from;
+        if (wide == kBlock) real_outputs(own, start, level, more, scale + from, k, own_bias, real + to, kBlock);
+        else real_outputs(own, start, level, more, scale + from, k, own_bias, real + to, wide);
+        continue;
+      }
+      int32_t* target = total != nullptr ? total + to : whole;
+      if (wide == kBlock) whole_outputs(own, start, level, more, target, kBlock);
+      else whole_outputs(own, start, level, more, target, wide);
+      if (packed != nullptr) {
+        packed[(first + i) * blocks + from / kBlock] = static_cast<int64_t>(signs_of(whole, at + from, sign + from, wide));
       }
     }
   };
   const int64_t tiles = (places + kRows - 1) / kRows, depth = kh * kw * words * x_planes * w_planes;
   // A block of weights stays in the cache while all places go by.
   parallel_for(blocks * tiles, 1 + (1 << 14) / (depth + 1), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) work(i % tiles * kRows, i / tiles * kBlock);
+    int64_t tile = begin % tiles, from = begin / tiles * kBlock;
+    for (int64_t i = begin; i < end; ++i) {
+      work(tile * kRows, from);
+      if (++tile == tiles) {
+        tile = 0;
+        from += kBlock;
+      }
+    }
   });
 }
 

@@ -12,16 +12,59 @@ constexpr int kPlaces = 16;
 template <typename F>
 void each_word(int64_t batch, int64_t channels, int64_t places, int64_t words, const F& word) {
   const int64_t strips = (places + kPlaces - 1) / kPlaces;
-  parallel_for(batch * strips, 1 + 2048 / (channels + 1), [&](int64_t begin, int64_t end) {
+  // Words before strips: of few channels at once the cache and the table of pages hold what is read.
+  parallel_for(batch * words, 1 + 2048 / (places + 1), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t image = i / strips, first = i % strips * kPlaces;
-      const int64_t count = places - first < kPlaces ? places - first : kPlaces;
-      for (int64_t w = 0; w < words; ++w) {
-        const int64_t left = channels - 32 * w;
+      const int64_t image = i / words, w = i % words, left = channels - 32 * w;
+      for (int64_t strip = 0; strip < strips; ++strip) {
+        const int64_t first = strip * kPlaces;
+        const int64_t count = places - first < kPlaces ? places - first : kPlaces;
         word(image, first, count, 32 * w, left < 0 ? 0 : left < 32 ? left : 32, w);
       }
     }
   });
+}
+
+// Bit c of bits[i] is whether x[c][i] >= 0.
+void signs_of_places(const float* x, int64_t places, int64_t count, int64_t depth, uint32_t* bits) {
+#if defined(__AVX512F__)
+  const __mmask16 in = static_cast<__mmask16>((1u << count) - 1);
+  __m512i found = _mm512_setzero_si512();
+  for (int64_t c = 0; c < depth; ++c, x += places) {
+    const __mmask16 sign = _mm512_cmp_ps_mask(_mm512_maskz_loadu_ps(in, x), _mm512_setzero_ps(), _CMP_GE_OQ);
+    found = _mm512_mask_or_epi32(found, sign, found, _mm512_set1_epi32(static_cast<int>(1u << c)));
+  }
+  _mm512_store_si512(bits, found);
+#else
+#if defined(__AVX2__)
+  if (count == kPlaces) {
+    __m256i low = _mm256_setzero_si256(), high = low;
+    for (int64_t c = 0; c < depth; ++c, x += places) {
+      const __m256 bit = _mm256_castsi256_ps(_mm256_set1_epi32(static_cast<int>(1u << c))), none = _mm256_setzero_ps();
+      const __m256 a = _mm256_and_ps(bit, _mm256_cmp_ps(_mm256_loadu_ps(x), none, _CMP_GE_OQ));
+      const __m256 b = _mm256_and_ps(bit, _mm256_cmp_ps(_mm256_loadu_ps(x + 8), none, _CMP_GE_OQ));
+      low = _mm256_or_si256(low, _mm256_castps_si256(a));
+      high = _mm256_or_si256(high, _mm256_castps_si256(b));
+    }
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(bits), low);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(bits + 8), high);
+    return;
+  }
+#endif
+  for (int64_t c = 0; c < depth; ++c, x += places) {
+    for (int64_t i = 0; i < count; ++i) bits[i] |= static_cast<uint32_t>(x[i] >= 0.0f) << c;
+  }
+#endif
+}
+
+// The mean of |x| over the channels, for up to 256 places.
+void mean_of_places(const float* __restrict x, int64_t places, int64_t count, int64_t channels, float part,
+                    float* __restrict mean) {
+  float sum[256] = {};
+  for (int64_t c = 0; c < channels; ++c, x += places) {
+    for (int64_t i = 0; i < count; ++i) sum[i] += __builtin_fabsf(x[i]);
+  }
+  for (int64_t i = 0; i < count; ++i) mean[i] = sum[i] * part;
 }
 
 }  // namespace
@@ -31,27 +74,18 @@ void pack_signs_nchw(const float* x, int32_t* packed, float* magnitude, int64_t 
                      int64_t words) {
   each_word(batch, channels, places, words, [&](int64_t n, int64_t first, int64_t count, int64_t from, int64_t depth,
                                                 int64_t w) {
-    uint32_t bits[kPlaces] = {};
-    float sum[kPlaces] = {};
-    const float* source = x + (n * channels + from) * places + first;
-    float* mean = magnitude == nullptr ? nullptr : magnitude + n * places + first;
-    if (count == kPlaces && mean == nullptr) {
-      for (int64_t c = 0; c < depth; ++c, source += places) {
-        for (int i = 0; i < kPlaces; ++i) bits[i] |= source[i] >= 0.0f ? uint32_t{1} << c : 0;
-      }
-    } else {
-      for (int64_t c = 0; c < depth; ++c, source += places) {
-        for (int64_t i = 0; i < count; ++i) {
-          bits[i] |= source[i] >= 0.0f ? uint32_t{1} << c : 0;
-          sum[i] += source[i] < 0.0f ? -source[i] : source[i];
-        }
-      }
-    }
+    alignas(64) uint32_t bits[kPlaces] = {};
+    signs_of_places(x + (n * channels + from) * places + first, places, count, depth, bits);
     uint32_t* to = reinterpret_cast<uint32_t*>(packed) + (n * places + first) * words + w;
     for (int64_t i = 0; i < count; ++i) to[i * words] = bits[i];
-    if (mean != nullptr) {
-      const float part = 1.0f / static_cast<float>(channels);
-      for (int64_t i = 0; i < count; ++i) mean[i] = (w == 0 ? 0.0f : mean[i]) + sum[i] * part;
+  });
+  if (magnitude == nullptr) return;
+  const float part = 1.0f / static_cast<float>(channels);
+  parallel_for(batch * ((places + 255) / 256), 1 + 256 / channels, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t n = i / ((places + 255) / 256), first = i % ((places + 255) / 256) * 256;
+      mean_of_places(x + n * channels * places + first, places, places - first < 256 ? places - first : 256, channels,
+                     part, magnitude + n * places + first);
     }
   });
 }

@@ -12,6 +12,7 @@ namespace LILLIPUT_ISA {
 namespace {
 
 constexpr int64_t kOutputs = 64, kStep = 16;
+constexpr int64_t kAhead = 8192;  // bytes that are fetched ahead of a stream from memory
 
 #if defined(__AVX512VNNI__)
 using Four = __m512i;  // four values in each of 16 lanes
@@ -115,7 +116,7 @@ void one_place(const uint8_t* weight, const int8_t* x, const Window& window, int
       const int8_t* from = x + window.offset[r];
       for (int64_t k = 0; k < window.length; k += kStep, own += 256) {
 #if defined(__SSE__) || defined(__AVX2__)
-        for (int i = 0; i < 4; ++i) __builtin_prefetch(own + 3072 + 64 * i);
+        for (int i = 0; i < 4; ++i) __builtin_prefetch(own + kAhead + 64 * i);
 #endif
         const Four x0 = repeated(from + k), x1 = repeated(from + k + 4), x2 = repeated(from + k + 8),
                    x3 = repeated(from + k + 12);
@@ -225,10 +226,23 @@ void ternary_conv(const int8_t* x, const uint8_t* weight, int64_t batch, int64_t
   // Unpacking pays where a block of codes serves many places, and not where sums of |w| are wanted too.
   const bool unpacked = kTile > 1 && places >= 2 * kTile && second == nullptr;
   const int64_t tile = unpacked ? kTile : 1, tiles = (places + tile - 1) / tile;
-  const auto origin = [&](int64_t place) {
-    const int64_t row = place / columns % rows, image = place / (columns * rows);
-    return (image * high + row * sh) * wide + place % columns * sw;
-  };
+  // Of every place that comes out: where its window begins, and the sum of its x.
+  int64_t* origins = scratch_of<int64_t>(4, places);
+  int32_t* inside = scratch_of<int32_t>(5, places);
+  int64_t place = 0;
+  for (int64_t n = 0; n < batch; ++n) {
+    for (int64_t y = 0; y < rows; ++y) {
+      for (int64_t z = 0; z < columns; ++z, ++place) {
+        const int64_t corner = (n * high + y * sh) * wide + z * sw;
+        int32_t sum = 0;
+        for (int64_t i = 0; i < kh; ++i) {
+          for (int64_t j = 0; j < kw; ++j) sum += sums[corner + i * dh * wide + j * dw];
+        }
+        origins[place] = corner * deep;
+        inside[place] = sum;
+      }
+    }
+  }
   parallel_for(blocks * tiles, 1 + (1 << 12) / (steps + 1), [&](int64_t begin, int64_t end) {
     uint8_t* codes = unpacked ? scratch_of<uint8_t>(3, steps * kStep * kOutputs) : nullptr;
     int64_t held = -1;
@@ -241,32 +255,30 @@ void ternary_conv(const int8_t* x, const uint8_t* weight, int64_t batch, int64_t
         if (held != b) unpack(own, steps, codes);
         held = b;
         const int8_t* rows_of_x[kTile];
-        for (int64_t p = 0; p < tile; ++p) rows_of_x[p] = map + origin(at + (p < count ? p : count - 1)) * deep;
+        for (int64_t p = 0; p < tile; ++p) rows_of_x[p] = map + origins[at + (p < count ? p : count - 1)];
         many_places(codes, rows_of_x, window, found);
       } else if (second != nullptr) {
-        one_place<true>(own, map + origin(at) * deep, window, found, magnitude);
+        one_place<true>(own, map + origins[at], window, found, magnitude);
       } else {
-        one_place<false>(own, map + origin(at) * deep, window, found, magnitude);
+        one_place<false>(own, map + origins[at], window, found, magnitude);
       }
       const int64_t width_of = outputs - from < kOutputs ? outputs - from : kOutputs;
       for (int64_t p = 0; p < count; ++p) {
-        const int64_t corner = origin(at + p);
-        int32_t sum = 0;
-        for (int64_t i = 0; i < kh; ++i) {
-          for (int64_t j = 0; j < kw; ++j) sum += sums[corner + i * dh * wide + j * dw];
-        }
+        const int32_t sum = inside[at + p];
         const int64_t to = (at + p) * outputs + from;
-        const int32_t* value = found + p * kOutputs;
+        const int32_t* __restrict value = found + p * kOutputs;
         if (total != nullptr) {
           for (int64_t o = 0; o < width_of; ++o) total[to + o] = value[o] - sum;
           continue;
         }
-        for (int64_t o = 0; o < width_of; ++o) real[to + o] = first[from + o] * static_cast<float>(value[o] - sum);
+        float* __restrict out = real + to;
+        const float* __restrict factor = first + from;
+        for (int64_t o = 0; o < width_of; ++o) out[o] = factor[o] * static_cast<float>(value[o] - sum);
         if (second != nullptr) {
-          for (int64_t o = 0; o < width_of; ++o) real[to + o] += second[from + o] * static_cast<float>(magnitude[o]);
+          for (int64_t o = 0; o < width_of; ++o) out[o] += second[from + o] * static_cast<float>(magnitude[o]);
         }
         if (bias != nullptr) {
-          for (int64_t o = 0; o < width_of; ++o) real[to + o] += bias[from + o];
+          for (int64_t o = 0; o < width_of; ++o) out[o] += bias[from + o];
         }
       }
     }
@@ -293,7 +305,7 @@ void ternary_linear(const float* x, const uint8_t* weight, int64_t rows, int64_t
 #pragma GCC unroll 4
         for (int v = 0; v < 4; ++v) {
           lanes[v] = _mm512_loadu_si512(own + 64 * v);
-          _mm_prefetch(reinterpret_cast<const char*>(own + 3072 + 64 * v), _MM_HINT_T0);
+          _mm_prefetch(reinterpret_cast<const char*>(own + kAhead + 64 * v), _MM_HINT_T0);
         }
 #pragma GCC unroll 16
         for (int i = 0; i < 16; ++i) {  // depth i = 4 g + j
