@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # A CPU build is enough, and what is tested. `make TORCH=torch` takes the newest instead.
 TORCH ?= torch==2.13.0
 
-.PHONY: help demo test lint fuzz ext clean
+.PHONY: help demo test lint fuzz ext sanitize clean
 help: ## Show this list.
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
@@ -45,6 +45,18 @@ ext: ## Build the C++ extension in place, for work on its sources with PYTHONPAT
 	cmake -S . -B build/ext -DCMAKE_BUILD_TYPE=Release -DPython_EXECUTABLE=$$($(PYTHON) -c 'import sys; print(sys.executable)')
 	cmake --build build/ext -j2
 	install -m 755 build/ext/_cpp*.so src/lilliput/
+
+# Address and undefined-behaviour sanitizers over the kernels, with the random shapes of their tests.
+sanitize: ## Build the extension with sanitizers, apart, and run the kernels' tests on it (gcc).
+	cmake -S . -B build/sanitize -DCMAKE_BUILD_TYPE=Release -DLILLIPUT_SANITIZE=ON -DPython_EXECUTABLE=$$($(PYTHON) -c 'import sys; print(sys.executable)')
+	cmake --build build/sanitize -j2
+	mkdir -p build/sanitize/src
+	cp -r src/lilliput build/sanitize/src/
+	rm -f build/sanitize/src/lilliput/_cpp*.so
+	cp build/sanitize/_cpp*.so build/sanitize/src/lilliput/
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0:alloc_dealloc_mismatch=0 \
+	UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=build/sanitize/src OMP_NUM_THREADS=1 \
+	$(PYTHON) -m pytest -q -p no:xdist -p no:cacheprovider tests/kernels -k "not export_and_compile and not opcheck"
 
 clean: ## Remove what was built and installed.
 	rm -rf build $(VENV) src/lilliput/_cpp*.so

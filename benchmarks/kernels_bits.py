@@ -4,15 +4,16 @@
     python benchmarks/kernels_bits.py binary     # only some: binary, planes, gemv, conv
 
 One thread, batch 1, CPU time, all candidates in turn in every round, medians of rounds and of ratios in a round.
+
 `binary`: 3 x 3 convolutions of signs. "limit" is the share of what XOR, count and add reach in registers in the same
-run, "packed" the speed beside torch float32 (channels last or first, whichever is faster) with packed inputs,
-"with packing" from float maps. Beside them the bound of XNOR-Net (Rastegari et al. 2016, arXiv 1603.05279, section 3.3),
-64 c N_W / (c N_W + 64) for N_W = 9, and its 58x. `planes`: DoReFa's bits and TNN's two planes at 14 x 14. `gemv`:
-4096 x 9216 from memory (12 copies in turn), beside reading alone. `conv`: ternary weights, int8 activations, beside
-QLinearConv of ONNX Runtime. About three minutes.
+run, by the kernel alone; "packed" the operator's speed beside torch float32 (channels last or first, whichever is faster)
+with packed inputs, "with packing" from float maps. Beside them the bound of XNOR-Net (Rastegari et al. 2016, arXiv
+1603.05279, section 3.3), 64 c N / (c N + 64) for N = 9 weights a channel; the paper's own 58x is in the table's head.
+`planes`: DoReFa's bits and TNN's two planes at 14 x 14. `gemv`: 4096 x 9216 from memory (12 copies in turn), beside
+reading alone. `conv`: ternary weights, int8 activations, beside QLinearConv of ONNX Runtime. About five minutes.
 """
 
-# ruff: noqa: B023, E731 (the closures are called within their turn of the loop)
+# ruff: noqa: B023, E731
 import json
 import platform
 import statistics
@@ -27,6 +28,7 @@ from torch.nn import functional
 
 from lilliput.core import kernel
 from lilliput.kernels.bit_layers import (
+    BitLayer,
     Codes,
     Steps,
     pack_planes,
@@ -73,6 +75,21 @@ def counting() -> tuple[Callable[[], object], float]:
     return lambda: kernel.run("count_limit", rounds, out), rounds * 12 * float(out[0])
 
 
+def into(layer: BitLayer, bits: torch.Tensor, scale: torch.Tensor) -> Callable[[], object]:
+    """A run of a layer's kernel alone: packed inputs, outputs into memory that is there."""
+    _, batch, height, width, words = bits.shape
+    y = torch.empty(batch, height, width, len(scale))
+    shape = (batch, height, width, 2 * words, len(scale), height, width)
+    planes, last = (1, 1, *layer.numbers), (scale, None, None, None, None, None, y, None)
+    return lambda: kernel.run("bit_conv", bits, *layer.layer, *planes, *shape, *layer.geometry, *last)
+
+
+def scaled_by_k(layer: BitLayer, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """XNOR-Net's layer whole: signs, A, K, alpha."""
+    bits, magnitude = pack_sign_maps(x, True)
+    return layer.real(bits[None], scale, None, magnitude)
+
+
 def binary() -> list[dict]:
     """Convolutions of signs."""
     rows = []
@@ -90,17 +107,18 @@ def binary() -> list[dict]:
                         "torch": lambda: functional.conv2d(x, w, None, 1, 1),
                         "torch_last": lambda: functional.conv2d(last, w_last, None, 1, 1),
                         "limit": limit,
+                        "kernel": into(layer, bits, scale),
                         "packed": lambda: layer.real(bits, scale),
-                        "from_first": lambda: layer.real(sign_planes(x), scale),
-                        "from_last": lambda: layer.real(sign_planes(last), scale),
-                        "with_k": lambda: (lambda b, m: layer.real(b[None], scale, None, m))(*pack_sign_maps(x, True)),
+                        "from_first": lambda: layer.real(x, scale),
+                        "from_last": lambda: layer.real(last, scale),
+                        "with_k": lambda: scaled_by_k(layer, x, scale),
                     }
                 )
                 fast = min(("torch", "torch_last"), key=lambda name: statistics.median(times[name]))
                 work = channels * channels * 9.0 * size * size
-                shares = [a / of * work / b for a, b in zip(times["limit"], times["packed"], strict=True)]
+                shares = [a / of * work / b for a, b in zip(times["limit"], times["kernel"], strict=True)]
                 row[variant] = {
-                    "microseconds": round(1e6 * statistics.median(times["packed"]), 1),
+                    "microseconds": round(1e6 * statistics.median(times["kernel"]), 1),
                     "limit": round(100 * statistics.median(shares), 1),
                     "packed": ratio(times, fast, "packed"),
                     "with_packing": ratio(times, fast, "from_first"),
@@ -234,6 +252,7 @@ def conv() -> list[dict]:
 
 def main() -> None:
     torch.set_num_threads(1)
+    torch.set_grad_enabled(False)
     torch.manual_seed(0)
     parts = {"binary": binary, "planes": planes, "gemv": gemv, "conv": conv}
     found = json.loads(RESULT.read_text()) if RESULT.exists() else {}

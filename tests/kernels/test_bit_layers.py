@@ -123,6 +123,13 @@ def test_alpha_and_k_of_xnor_net(variant, steps):
     torch.testing.assert_close(found.double(), reference, rtol=1e-5, atol=1e-4)
 
 
+def test_floats_are_packed_on_the_way(variant):
+    x, layer = drawn(2, 70, 6, 5), xnor_layer(drawn(9, 70, 3, 3, seed=9), Steps(padding=(1, 1)))
+    assert torch.equal(layer.total(x), layer.total(sign_planes(x)))
+    last = x.contiguous(memory_format=torch.channels_last)
+    assert torch.equal(layer.real(last, torch.ones(9)), layer.real(sign_planes(x), torch.ones(9)))
+
+
 def test_no_places_at_all(variant):
     assert xnor_layer(drawn(3, 5, 1, 1)).total(sign_planes(drawn(0, 5, 4, 4))).shape == (0, 3, 4, 4)
 
@@ -161,7 +168,7 @@ def test_export_and_compile_take_a_layer_whole():
             self.register_buffer("scale", torch.ones(8))
 
         def forward(self, x):
-            return self.own.real(sign_planes(x), self.scale).relu()
+            return self.own.real(x, self.scale).relu()
 
     x, net = drawn(1, 70, 5, 5), Net()
     exported = torch.export.export(net, (x,))

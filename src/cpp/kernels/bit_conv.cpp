@@ -73,39 +73,64 @@ struct Layer {
   const int32_t *sums, *base, *levels;
   int64_t x_planes, w_planes, kind, corner, offset;
   const int32_t* places;  // null if offset is 0
-  // Of every place that comes out: where its window begins in the padded map, and whether a tap lies outside.
-  int64_t* origin;
-  uint8_t* edge;
+  int64_t* origin;       // of every place that comes out: where its window begins in the padded map
+  int32_t* kind_of;      // of every place: which taps lie outside, as a row of `bases`
+  const int32_t* bases;  // [kinds][outputs]: base with what those taps add
 };
 
-void find_places(const Layer& l) {
+// Taps before and behind the map.
+struct Outside {
+  int32_t before, behind;
+};
+
+// Sorts the places along an axis by their taps outside; returns how many kinds there are.
+int32_t kinds_along(int64_t out, int64_t stride, int64_t pad, int64_t taps, int64_t gap, int64_t size, int32_t* kind,
+                    Outside* kinds) {
+  int32_t count = 0;
+  for (int64_t i = 0; i < out; ++i) {
+    Outside o{0, 0};
+    for (int64_t t = 0; t < taps; ++t) {
+      const int64_t at = i * stride - pad + t * gap;
+      o.before += at < 0;
+      o.behind += at >= size;
+    }
+    int32_t found = 0;
+    while (found < count && (kinds[found].before != o.before || kinds[found].behind != o.behind)) ++found;
+    if (found == count) kinds[count++] = o;
+    kind[i] = found;
+  }
+  return count;
+}
+
+// Fills origin, kind_of and bases.
+void find_places(Layer& l) {
   const Shape& s = l.s;
+  int32_t* kind = scratch_of<int32_t>(5, s.rows + s.columns);
+  Outside* kinds = scratch_of<Outside>(6, s.rows + s.columns);
+  const int32_t down = kinds_along(s.rows, s.sh, s.ph, s.kh, s.dh, s.height, kind, kinds);
+  const int32_t across = kinds_along(s.columns, s.sw, s.pw, s.kw, s.dw, s.width, kind + s.rows, kinds + s.rows);
   int64_t place = 0;
   for (int64_t n = 0; n < s.batch; ++n) {
     for (int64_t i = 0; i < s.rows; ++i) {
-      const int64_t top = i * s.sh - s.ph;
-      const bool in = top >= 0 && top + (s.kh - 1) * s.dh < s.height;
       for (int64_t j = 0; j < s.columns; ++j, ++place) {
-        const int64_t left = j * s.sw - s.pw;
         l.origin[place] = (n * l.x.height + i * s.sh) * l.x.width + j * s.sw;
-        l.edge[place] = !(in && left >= 0 && left + (s.kw - 1) * s.dw < s.width);
+        l.kind_of[place] = kind[i] * across + kind[s.rows + j];
       }
     }
   }
-}
-
-// base with what the taps outside of the map add, for a place on the edge.
-void base_of_edge(const Layer& l, int64_t place, int64_t from, int64_t width, int32_t* base) {
-  const Shape& s = l.s;
-  const int64_t top = place / s.columns % s.rows * s.sh - s.ph, left = place % s.columns * s.sw - s.pw;
-  std::memcpy(base, l.base + from, sizeof(int32_t) * static_cast<size_t>(width));
-  for (int64_t i = 0; i < s.kh; ++i) {
-    const bool in = top + i * s.dh >= 0 && top + i * s.dh < s.height;
-    for (int64_t j = 0; j < s.kw; ++j) {
-      if (in && left + j * s.dw >= 0 && left + j * s.dw < s.width) continue;
-      const int32_t* __restrict sums = l.sums + (i * s.kw + j) * s.outputs + from;
-      const int32_t corner = static_cast<int32_t>(l.corner);
-      for (int64_t o = 0; o < width; ++o) base[o] += corner * sums[o];
+  int32_t* table = scratch_of<int32_t>(7, down * across * s.outputs);
+  l.bases = table;
+  const int32_t corner = static_cast<int32_t>(l.corner);
+  for (int64_t k = 0; k < down * across; ++k, table += s.outputs) {
+    std::memcpy(table, l.base, sizeof(int32_t) * static_cast<size_t>(s.outputs));
+    const Outside r = kinds[k / across], c = kinds[s.rows + k % across];
+    for (int64_t i = 0; corner != 0 && i < s.kh; ++i) {
+      const bool in = i >= r.before && i < s.kh - r.behind;
+      for (int64_t j = 0; j < s.kw; ++j) {
+        if (in && j >= c.before && j < s.kw - c.behind) continue;
+        const int32_t* __restrict sums = l.sums + (i * s.kw + j) * s.outputs;
+        for (int64_t o = 0; o < s.outputs; ++o) table[o] += corner * sums[o];
+      }
     }
   }
 }
@@ -178,7 +203,7 @@ uint64_t signs_of(const int32_t* total, const int32_t* at, const int32_t* sign, 
 
 // Exactly one of total, real and packed is written. real = scale total [map] + bias, map having one number a place;
 // packed is [batch][rows][columns][outputs / 64] words of 64.
-void bit_conv(const int32_t* x, const int32_t* weight, const int32_t* sums, const int32_t* base, const int32_t* levels,
+void bit_conv(const int64_t* x, const int32_t* weight, const int32_t* sums, const int32_t* base, const int32_t* levels,
               int64_t x_planes, int64_t w_planes, int64_t kind, int64_t corner, int64_t offset, int64_t batch,
               int64_t height, int64_t width, int64_t words, int64_t outputs, int64_t rows, int64_t columns, int64_t kh,
               int64_t kw, int64_t sh, int64_t sw, int64_t ph, int64_t pw, int64_t dh, int64_t dw, const float* scale,
@@ -196,21 +221,18 @@ void bit_conv(const int32_t* x, const int32_t* weight, const int32_t* sums, cons
   const int64_t blocks = (outputs + kBlock - 1) / kBlock, places = batch * rows * columns;
   const Runs runs{offsets, kh * pieces, (dw == 1 ? kw : 1) * words, in.plane, blocks * kBlock * kh * kw * words};
   const int32_t* place = offset == 0 ? nullptr : place_sums(in, x_planes, levels, s);
-  const Layer layer{s, in, runs, reinterpret_cast<const uint32_t*>(weight), sums, base, levels, x_planes, w_planes,
-                    kind, corner, offset, place, scratch_of<int64_t>(3, places), scratch_of<uint8_t>(4, places)};
+  Layer layer{s, in, runs, reinterpret_cast<const uint32_t*>(weight), sums, base, levels, x_planes, w_planes,
+                    kind, corner, offset, place, scratch_of<int64_t>(3, places), scratch_of<int32_t>(4, places),
+              nullptr};
   find_places(layer);
   const auto work = [&](int64_t first, int64_t from) {
     const int64_t count = places - first < kRows ? places - first : kRows;
     const int64_t wide = outputs - from < kBlock ? outputs - from : kBlock;
-    alignas(64) int32_t found[kRows * kBlock], edge[kBlock], whole[kBlock];
+    alignas(64) int32_t found[kRows * kBlock], whole[kBlock];
     const int32_t level = counts_of(layer, first, count, from, wide, found);
     for (int64_t i = 0; i < count; ++i) {
       const int64_t to = (first + i) * outputs + from;
-      const int32_t *own = found + i * kBlock, *start = base + from;
-      if (corner != 0 && layer.edge[first + i]) {
-        base_of_edge(layer, first + i, from, wide, edge);
-        start = edge;
-      }
+      const int32_t *own = found + i * kBlock, *start = layer.bases + layer.kind_of[first + i] * outputs + from;
       const int32_t more = offset == 0 ? 0 : static_cast<int32_t>(offset) * window_sum(layer, layer.origin[first + i]);
       if (real != nullptr) {
         const float k = map == nullptr ? 1.0f : map[first + i];

@@ -11,6 +11,7 @@ from torch.nn import functional
 from lilliput.core.errors import MethodError
 from lilliput.core.kernel import operator, run
 from lilliput.kernels.binary_linear import BLOCK
+from lilliput.kernels.pack_maps import pack_sign_maps
 
 XOR, AND, TERNARY = 0, 1, 2
 """What is counted of two words: different bits; ones in both; equal signs less different ones, zeros left out."""
@@ -23,9 +24,13 @@ def sizes(x: Tensor, geometry: Sequence[int]) -> tuple[int, int]:
     return (height + 2 * ph - dh * (kh - 1) - 1) // sh + 1, (width + 2 * pw - dw * (kw - 1) - 1) // sw + 1
 
 
+def _empty(x: Tensor, layer: list[Tensor], geometry: list[int], dtype: torch.dtype) -> Tensor:
+    batch = x.shape[1] if x.dim() == 5 else x.shape[0]
+    return x.new_empty((batch, *sizes(x, geometry), len(layer[2])), dtype=dtype).permute(0, 3, 1, 2)
+
+
 def _total_shape(x: Tensor, layer: list[Tensor], numbers: list[int], geometry: list[int]) -> Tensor:
-    shape = (x.shape[1], *sizes(x, geometry), len(layer[2]))
-    return x.new_empty(shape, dtype=torch.int32).permute(0, 3, 1, 2)
+    return _empty(x, layer, geometry, torch.int32)
 
 
 @operator(_total_shape)
@@ -35,7 +40,8 @@ def bit_conv_total(x: Tensor, layer: list[Tensor], numbers: list[int], geometry:
     Bits outside of a map are 0; `sums` makes of them what the layer means. `kernels.bit_layers` makes the arguments.
 
     Args:
-        x: (planes, batch, height, width, words), int64, by `pack_sign_maps` or `pack_planes`.
+        x: (planes, batch, height, width, words), int64, by `pack_sign_maps` or `pack_planes`; or, for XOR,
+            (batch, channels, height, width), float32, whose signs are packed first.
         layer: weight, (planes, ceil(outputs / 64), taps x 2 words, 64); sums, (taps, outputs), what a tap's weights add
             up to; base, (outputs,); levels, (planes of x + planes of w,), a and b (TERNARY counts its two planes,
             "not zero" and "negative", together, and has one level for both). All int32.
@@ -48,7 +54,7 @@ def bit_conv_total(x: Tensor, layer: list[Tensor], numbers: list[int], geometry:
     Raises:
         MethodError: shapes or types that don't fit.
     """
-    _check(x, layer, numbers, geometry)
+    x = _packed(x, layer, numbers, geometry)
     y = _total_shape(x, layer, numbers, geometry)
     if _run(x, layer, numbers, geometry, (None,) * 5, (y.permute(0, 2, 3, 1), None, None)):
         return y
@@ -64,7 +70,7 @@ def _real_shape(
     bias: Tensor | None,
     magnitude: Tensor | None,
 ) -> Tensor:
-    return _total_shape(x, layer, numbers, geometry).float()
+    return _empty(x, layer, geometry, torch.float32)
 
 
 @operator(_real_shape)
@@ -91,7 +97,7 @@ def bit_conv(
     Raises:
         MethodError: shapes or types that don't fit.
     """
-    _check(x, layer, numbers, geometry)
+    x = _packed(x, layer, numbers, geometry)
     y = _real_shape(x, layer, numbers, geometry, scale, bias, magnitude)
     for name, value, shape in (("scale", scale, layer[2].shape), ("bias", bias, layer[2].shape)):
         if value is not None and value.shape != shape:
@@ -114,7 +120,8 @@ def _signs_shape(
     at: Tensor,
     sign: Tensor,
 ) -> Tensor:
-    return x.new_empty((1, x.shape[1], *sizes(x, geometry), (len(layer[2]) + 63) // 64))
+    batch = x.shape[1] if x.dim() == 5 else x.shape[0]
+    return x.new_empty((1, batch, *sizes(x, geometry), (len(layer[2]) + 63) // 64), dtype=torch.int64)
 
 
 @operator(_signs_shape)
@@ -142,7 +149,7 @@ def bit_conv_signs(
     Raises:
         MethodError: shapes or types that don't fit.
     """
-    _check(x, layer, numbers, geometry)
+    x = _packed(x, layer, numbers, geometry)
     y = _signs_shape(x, layer, numbers, geometry, at, sign)
     if at.shape != layer[2].shape or sign.shape != layer[2].shape:
         raise MethodError(f"bit_conv_signs: thresholds and signs must have {len(layer[2])} numbers")
@@ -164,12 +171,22 @@ def _run(
 ) -> bool:
     divisor = 2 if numbers[0] == TERNARY else 1
     planes = (x.shape[0] // divisor, layer[0].shape[0] // divisor)
-    rows, columns = sizes(x, geometry)
-    if not x.numel() or not len(layer[2]):
+    _, batch, height, width, words = x.shape
+    outputs = len(layer[2])
+    if not batch or not outputs:
         return False
-    shape = (*x.shape[1:4], 2 * x.shape[4], len(layer[2]), rows, columns)
-    bits = x.contiguous().view(torch.int32)
-    return run("bit_conv", bits, *layer, *planes, *numbers, *shape, *geometry, *extra, *out)
+    shape = (batch, height, width, 2 * words, outputs, *sizes(x, geometry))
+    return run("bit_conv", x.contiguous(), *layer, *planes, *numbers, *shape, *geometry, *extra, *out)
+
+
+def _packed(x: Tensor, layer: list[Tensor], numbers: list[int], geometry: list[int]) -> Tensor:
+    """Returns x, packed if it is float, when all fits."""
+    if x.dtype == torch.float32 and numbers[:1] == [XOR]:
+        # The function itself: one operator is enough.
+        packed: Tensor = pack_sign_maps.__wrapped__(x)[0][None]  # type: ignore[attr-defined]
+        x = packed
+    _check(x, layer, numbers, geometry)
+    return x
 
 
 def _check(x: Tensor, layer: list[Tensor], numbers: list[int], geometry: list[int]) -> None:

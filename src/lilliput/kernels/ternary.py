@@ -97,7 +97,7 @@ def _conv_shape(
     second: Tensor | None,
     bias: Tensor | None,
 ) -> Tensor:
-    return _total_shape(x, weight, len(first), geometry, border).float()
+    return x.new_empty((len(x), *_sizes(x, geometry), len(first)), dtype=torch.float32).permute(0, 3, 1, 2)
 
 
 @operator(_conv_shape)
@@ -203,5 +203,7 @@ def _check(x: Tensor, weight: Tensor, outputs: int, geometry: list[int], border:
     steps = geometry[0] * geometry[1] * ((x.shape[3] + STEP - 1) // STEP)
     if weight.dtype != torch.uint8 or weight.shape != ((outputs + BLOCK - 1) // BLOCK, steps, 4, 64):
         raise MethodError(f"ternary: a weight of {tuple(weight.shape)} isn't one of {outputs} x {x.shape[3]} channels")
+    if steps >= 2**14:
+        raise MethodError(f"ternary: {steps * STEP} weights an output; sums of 32 bits hold 2^18")
     if min(_sizes(x, geometry)) < 1:
         raise MethodError(f"ternary: a kernel of {geometry[:2]} doesn't fit {tuple(x.shape[1:3])}")
