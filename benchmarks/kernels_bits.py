@@ -2,6 +2,7 @@
 
     python benchmarks/kernels_bits.py            # writes results/kernels_bits.json
     python benchmarks/kernels_bits.py binary     # only some: binary, planes, gemv, conv
+    python benchmarks/kernels_bits.py tables     # what was measured, as docs/benchmarks/kernels-bits.md has it
 
 One thread, batch 1, CPU time, all candidates in turn in every round, medians of rounds and of ratios in a round.
 
@@ -250,7 +251,32 @@ def conv() -> list[dict]:
     return rows
 
 
+def tables() -> None:
+    """Prints the results as tables."""
+    found = json.loads(RESULT.read_text())
+    names = ("limit", "packed", "with_packing", "with_k")
+    print("| channels, size | bound | " + " | ".join(f"{v}: {n}" for v in ("avx512", "avx2") for n in names) + " |")
+    print("| --- " * 10 + "|")
+    for row in found["binary"]:
+        cells = [f"{row[v][n]}" for v in ("avx512", "avx2") for n in names]
+        print(f"| {row['channels']}, {row['size']} x {row['size']} | {row['bound']} | " + " | ".join(cells) + " |")
+    print("\n| planes, 256 channels, 14 x 14 | packed | with packing |\n| --- | --- | --- |")
+    for row in found["planes"]:
+        print(f"| {row['name']} | {row['packed']} | {row['with_packing']} |")
+    print(f"\n| 4096 x 9216, reading {found['gemv']['read_gb_s']} GB/s | ms | over torch | % of reading |")
+    print("| --- | --- | --- | --- |")
+    for name in ("int8", "ttq", "float"):
+        row = found["gemv"][name]
+        print(f"| {name} | {row['milliseconds']} | {row['over_torch']} | {row['share_of_reading']} |")
+    print("\n| ternary x int8, 3 x 3 | over torch | over ONNX Runtime int8 |\n| --- | --- | --- |")
+    for row in found["conv"]:
+        print(f"| {row['channels']}, {row['size']} x {row['size']} | {row['over_torch']} | {row['over_int8']} |")
+
+
 def main() -> None:
+    if sys.argv[1:] == ["tables"]:
+        tables()
+        return
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
     torch.manual_seed(0)
