@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch.nn import functional
 
+from lilliput.core import kernel
 from lilliput.core.packed import unpack
 from lilliput.graph.ir import InputRef, Node, TensorRef
-from lilliput.kernels.winograd import serves
+from lilliput.kernels.winograd import prepare, serves, winograd
 from lilliput.quantize.uniform import Uniform
 
 PACKED = Uniform(bits=8).pack(torch.randn(40, 33, 3, 3))
@@ -51,3 +52,15 @@ def test_others_are_left_alone(shape, named):
     assert serves(Uniform(bits=8).pack(torch.randn(shape)), node(**named)) is None
     linear = Node("aten.linear.default", (InputRef(0), TensorRef("weight")))
     assert serves(Uniform(bits=8).pack(torch.randn(40, 33)), linear) is None
+
+
+def test_a_batch_of_one_has_the_strides_of_any_other():
+    """A single tile that is cut to fewer rows: what is left looks contiguous, with the strides of the whole."""
+    x, weight = torch.randn(1, 3, 7, 22), prepare(torch.randn(4, 3, 3, 3), 4)
+    with kernel.using("reference"):
+        found = winograd(x, weight, None, 4, 4, [0, 0], False)
+    assert found.stride() == (400, 100, 20, 1)
+    one = winograd(torch.randn(1, 3, 7, 22), prepare(torch.randn(1, 3, 3, 3), 4), None, 1, 4, [0, 0], False)
+    with kernel.using("reference"):
+        again = winograd(torch.randn(1, 3, 7, 22), prepare(torch.randn(1, 3, 3, 3), 4), None, 1, 4, [0, 0], False)
+    assert one.stride() == again.stride() == (100, 100, 20, 1)

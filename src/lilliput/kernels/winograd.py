@@ -157,7 +157,8 @@ def winograd(
     work = x.new_empty(block.floats)
     if run("winograd", x.contiguous(), weight, bias, y, work, sizes, output, int(rectify)):
         return y
-    y = tiles.correlate(x, restored(weight, filters), output, 3, (padding[0], padding[1]))
+    # Copied, so that the strides of a batch of one are those that the kernel gives.
+    y.copy_(tiles.correlate(x, restored(weight, filters), output, 3, (padding[0], padding[1])))
     y = y if bias is None else y.add_(bias[:, None, None])
     return y.relu_() if rectify else y
 
