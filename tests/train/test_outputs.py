@@ -1,5 +1,7 @@
 """Quantizers behind layers: where they stand, what they clip, and that the file computes what was attached."""
 
+from dataclasses import replace
+
 import onnx
 import pytest
 import torch
@@ -7,7 +9,8 @@ from torch import nn
 from torch.nn import functional
 
 import lilliput
-from lilliput.core.errors import DataError, MethodError, ModelError
+from lilliput.core.activations import Quantized
+from lilliput.core.errors import DataError, FileError, MethodError, ModelError
 from lilliput.core.recipe import Recipe
 from lilliput.export.onnx import to_onnx
 from lilliput.file.read import loads
@@ -15,7 +18,7 @@ from lilliput.file.write import dumps
 from lilliput.graph.results import open_results
 from lilliput.graph.trace import trace
 from lilliput.run.load import load
-from lilliput.train.quantizer import quantized
+from lilliput.train.quantizer import place, quantized, remove
 
 RECIPE = Recipe.loads("""
 [[rule]]
@@ -126,3 +129,17 @@ def test_bad_input_is_one_line():
                 way(model, recipe, data)
             assert "\n" not in str(caught.value)
             assert not quantized(model)
+
+
+def test_missing_scales_at_export_are_one_line():
+    artifact = lilliput.compress(net(), RECIPE, batches())
+    model = net()
+    for key in ("b", "b:out"):
+        bare = {**artifact.quantizers, key: Quantized(artifact.quantizers[key].method)}
+        with pytest.raises(FileError, match=f"quantizer of '{key}': .*'scale' is missing") as caught:
+            loads(dumps(replace(artifact, quantizers=bare)))
+        assert "\n" not in str(caught.value)
+        place(model, {key: bare[key]})
+        with pytest.raises(MethodError, match="'scale' is missing: calibrate with data="):
+            model(batches()[0])
+        remove(model)
