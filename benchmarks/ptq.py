@@ -216,7 +216,8 @@ def cached(name: str, key: str, home: Path) -> dict | None:
         return None
     sums = {"top-1", "top-5"}
     means = {k: sum(f[k] for f in found) / (1 if k in sums else len(found)) for k in found[0]}
-    return {"case": name, "halves": len(found), **means}
+    each = [f["divergence"] for f in found]
+    return {"case": name, "halves": len(found), **means, "divergence of each half": each}
 
 
 def measure(name: str, way: Callable[[Half], dict[str, float]], key: str, both: list[Half], home: Path) -> str | None:
