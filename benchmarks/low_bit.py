@@ -171,6 +171,11 @@ def bits_at(points: list[tuple[float, float]], distance: float) -> float:
     return at([(math.log(error), math.exp(bits)) for bits, error in points], math.log(distance))
 
 
+def told(found: dict[str, Any]) -> str:
+    """Says how many of the rows are there."""
+    return f"{len(found['rows'])} of {len(rows()) + 1} rows have been run."
+
+
 def table(found: dict[str, Any]) -> str:
     """Returns the page: all rows by their bits, then what they say of the peers and of k-means."""
     rows = sorted(found["rows"], key=lambda row: row["bits"])
@@ -187,6 +192,7 @@ def table(found: dict[str, Any]) -> str:
         "embedding to the dense network's and its standard error, the sentiment probe on them (5 folds, and their",
         "deviation), Spearman's correlation on the 353 pairs of WordSim-353 and the 1,225 pairs of Lee's 50 documents.",
         "*Bits* are those in the file, scales and all else included, a weight. CPU seconds of packing, one thread.",
+        told(found),
         "",
         "| | bits | 1 - cosine | sentiment | WordSim-353 | Lee | CPU s |",
         "| --- | --- | --- | --- | --- | --- | --- |",
