@@ -150,7 +150,10 @@ int32_t counts_of(const Layer& l, int64_t place, int64_t count, int64_t from, in
   const uint32_t* weight = l.weight + from * l.s.kh * l.s.kw * l.s.words;
   const bool single = l.x_planes * l.w_planes == 1;
   alignas(64) int32_t counts[kRows * kBlock];
-  if (!single) std::memset(out, 0, sizeof counts);
+  if (!single) {  // outputs behind `width` are added up as well
+    std::memset(out, 0, sizeof counts);
+    std::memset(counts, 0, sizeof counts);
+  }
   for (int64_t a = 0; a < l.x_planes; ++a) {
     for (int64_t i = 0; i < count; ++i) rows[i] = l.x.data + a * l.x.plane + l.origin[place + i] * l.s.words;
     for (int64_t b = 0; b < l.w_planes; ++b) {
