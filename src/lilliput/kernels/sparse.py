@@ -178,7 +178,8 @@ def sparse_weight(packed: Packed) -> Tensor | None:
     """
     if packed.dtype != torch.float32 or len(packed.shape) < 2 or 0 in packed.shape:
         return None
-    if packed.method != "prune/sparse" and not weight_method(packed.method).keeps_zeros:
+    # Constants made from a seed (`share/seeded`) are no method of weights and say nothing of zeros.
+    if packed.method != "prune/sparse" and not getattr(weight_method(packed.method), "keeps_zeros", False):
         return None
     mask = packed.parts.get("mask")
     if isinstance(mask, Tensor) and int(torch.count_nonzero(mask)) > (1 - LEAST) * mask.numel():
