@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +20,7 @@ GATE_AREA = operation("add", "int", 8).area / 8 / FULL_ADDER
 
 
 @dataclass(frozen=True)
-class Unit:
+class Unit(ABC):
     """A unit that gives a product of a coded weight and a whole number of `bits` bits.
 
     Attributes:
@@ -38,31 +39,31 @@ class Unit:
             raise DeviceError(f"{type(self).__name__}: bits must be 1 to 24, it is {self.bits}")
 
     @property
+    @abstractmethod
     def code_bits(self) -> int:
         """Bits of a weight's code."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def output_bits(self) -> int:
         """Bits of the signed product."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def gates(self) -> float:
         """NAND gates, about."""
-        raise NotImplementedError
 
+    @abstractmethod
     def encode(self, values: Tensor) -> Tensor:
         """Returns the codes of weights, int64; raises DeviceError for one that the unit doesn't know."""
-        raise NotImplementedError
 
+    @abstractmethod
     def product(self, codes: Tensor, inputs: Tensor) -> Tensor:
         """Returns the products, int64, of codes and inputs that broadcast; by the operations that the unit has."""
-        raise NotImplementedError
 
+    @abstractmethod
     def body(self) -> str:
         """Verilog between the ports, of `code` and `x`, and `endmodule`; it drives `p`."""
-        raise NotImplementedError
 
     @property
     def cost(self) -> Cost:
