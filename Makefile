@@ -20,9 +20,11 @@ $(VENV)/installed: $(VENV)/bin/pip pyproject.toml CMakeLists.txt $(wildcard src/
 	$(BIN)/pip install --quiet --editable .
 	@touch $@
 
-$(VENV)/installed-test: $(VENV)/installed
+# Not after `installed`, which would compile the kernels a second time.
+$(VENV)/installed-test: $(VENV)/bin/pip pyproject.toml CMakeLists.txt $(wildcard src/cpp/* src/cpp/kernels/*)
+	$(BIN)/pip install --quiet "$(TORCH)"
 	$(BIN)/pip install --quiet --editable ".[test]"
-	@touch $@
+	@touch $(VENV)/installed $@
 
 demo: $(VENV)/installed ## Deep Compression on a trained network: prune, retrain, share, fine-tune, code, load, evaluate.
 	$(BIN)/python examples/demo.py
