@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +58,25 @@ def infos_of(graph: Graph, tensors: Mapping[str, Tensor]) -> list[Any]:
     raise ModelError(f"the graph runs at none of the sizes that were tried: {first_line(last or ValueError())}")
 
 
+def infos_at(graph: Graph, tensors: Mapping[str, Tensor], sizes: Mapping[str, int]) -> list[Any]:
+    """Returns for each node what it gives at certain sizes: an `Info`, a list of them, or a number.
+
+    For engines whose files hold fixed sizes.
+
+    Args:
+        graph: any graph.
+        tensors: what it uses, by name.
+        sizes: every open size, by its name in `graph.symbols`.
+
+    Raises:
+        ModelError: the graph doesn't run at these.
+    """
+    try:
+        return _results(graph, tensors, sizes, _exactly)
+    except Exception as error:  # whatever an operator says of the sizes
+        raise ModelError(f"the graph doesn't run at the sizes {dict(sizes)}: {first_line(error)}") from None
+
+
 def _tried(graph: Graph) -> Iterator[dict[str, int]]:
     """Sizes within their bounds: each its own, so that no two agree by chance; then all the same."""
     for apart in (1, 0):
@@ -75,7 +94,9 @@ def _fixed(graph: Graph, name: str) -> bool:
     return low == high
 
 
-def _results(graph: Graph, tensors: Mapping[str, Tensor], sizes: Mapping[str, int]) -> list[Any]:
+def _results(
+    graph: Graph, tensors: Mapping[str, Tensor], sizes: Mapping[str, int], seen: Callable[[Any], Any] | None = None
+) -> list[Any]:
     meta = torch.device("meta")
     program = Program(graph)
     held = [torch.empty_like(tensors[name], device=meta) for name in program.tensors]
@@ -89,7 +110,7 @@ def _results(graph: Graph, tensors: Mapping[str, Tensor], sizes: Mapping[str, in
     with torch.no_grad():
         for step in program.steps(dtype, meta):
             values[step.place] = step.run(values)
-            found.append(_seen(values[step.place]))
+            found.append((seen or _seen)(values[step.place]))
             for place in step.free:
                 values[place] = None
     return found
@@ -99,6 +120,12 @@ def _seen(value: Any) -> Any:
     if isinstance(value, Tensor):
         return Info(tuple(value.shape), value.dtype)
     return [_seen(item) for item in value] if isinstance(value, list | tuple) else type(value)
+
+
+def _exactly(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_exactly(item) for item in value]
+    return _seen(value) if isinstance(value, Tensor) else value
 
 
 def _joined(one: Any, other: Any) -> Any:
