@@ -17,6 +17,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -66,6 +67,8 @@ def fine(solver: str) -> Uniform:
 
 def peers() -> None:
     """Puts the peers where they can be imported."""
+    if not shutil.which("ninja", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"):
+        raise MissingError("optimum-quanto compiles by ninja, which isn't there: pip install ninja")
     home = cache_directory() / "low-bit-peers"
     done = home / ("-".join(PEERS).replace("=", "") + ".done")
     if not done.exists():
@@ -77,6 +80,10 @@ def peers() -> None:
             raise MissingError(f"the peers can't be installed: {(ended.stderr.strip().splitlines() or ['?'])[-1]}")
         done.touch()
     sys.path.append(str(home))
+    # quanto compiles where it unpacks: by ninja, and forever behind the lock of a process that was killed meanwhile.
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    for lock in (home / "optimum" / "quanto" / "library" / "extensions" / "cpp" / "build").glob("lock"):
+        lock.unlink()
 
 
 def stored(tensors: dict[str, Tensor]) -> int:
@@ -176,6 +183,20 @@ def told(found: dict[str, Any]) -> str:
     return f"{len(found['rows'])} of {len(rows()) + 1} rows have been run."
 
 
+def above(rows: list[dict[str, Any]], curve: list[tuple[float, float]]) -> str:
+    """Says which peers lie below the curve, those beyond its ends by the nearest of its points that take fewer bits."""
+    under, count = [], 0
+    for row in rows:
+        if not row["method"].startswith(("HQQ", "optimum")):
+            continue
+        count += 1
+        fewer = [error for bits, error in curve if bits <= row["bits"]]
+        if not fewer or min(fewer) >= row["distance"]:
+            under.append(row["method"])
+    told = ", ".join(under) if under else "none"
+    return f"Peers that no point of the curve with at most their bits outdoes: {told}, of {count}."
+
+
 def table(found: dict[str, Any]) -> str:
     """Returns the page: all rows by their bits, then what they say of the peers and of k-means."""
     rows = sorted(found["rows"], key=lambda row: row["bits"])
@@ -222,6 +243,7 @@ def table(found: dict[str, Any]) -> str:
         lines.append(f"| {row['method']} | {row['bits']:.2f} | {row['distance']:.5f} | {there} | {same} | {fewer} |")
     best = math.exp(at(curve, 3.6))
     lines += ["", f"At 3.60 bits the curve is at {best:.4f}." if not math.isnan(best) else "", ""]
+    lines += [above(rows, curve), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
