@@ -13,9 +13,9 @@ others. `efficientnet`: the pointwise convolutions and the last layer of Efficie
 labelled pictures, scored on 250 crops of ten others, without training. `vgg`: a VGG-11 a quarter as wide, trained on
 Fashion-MNIST, factorized to half of its multiplications by each method that gives layers, before and after two epochs
 over 20,000 of the training pictures, and four of them over all 50,000; accuracy on the 10,000 validation pictures.
-`times`: VGG-16's fc6 by random projections to rank 512, ResNet-18 by Tucker with EVBMF, and VGG-16 by block terms beside its dense self; random
-weights. Everything runs on one thread. Latency is the classless network's, dense and factorized in turn, the ratio of
-medians of CPU time.
+`times`: VGG-16's fc6 by random projections to rank 512, ResNet-18 by Tucker with EVBMF, and VGG-16 by block terms
+beside its dense self; random weights. Everything runs on one thread. Latency is the classless network's, dense and
+factorized in turn, the ratio of medians of CPU time.
 """
 
 import argparse

@@ -286,9 +286,9 @@ def table(found: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
         "# Networks trained in few bits: `python benchmarks/qat.py`",
         "",
         f"Fashion-MNIST: {EPOCHS['cnn']} epochs ({EPOCHS['resnet-20']} for ResNet-20) of {BATCHES} batches of 128",
-        "pictures from the same trained weights, full precision too; test accuracy of the file in per cent, its mean over",
-        "the seeds and its standard error. The 10,000 pictures alone give an error of 0.26 for one accuracy; less for",
-        "differences, on the same pictures. *As",
+        "pictures from the same trained weights, full precision too; test accuracy of the file in per cent, its mean",
+        "over the seeds and its standard error. The 10,000 pictures alone give an error of 0.26 for one accuracy; less",
+        "for differences, on the same pictures. *As",
         "trained*: the file, loaded without the class, gives bit for bit the outputs of the network that was trained.",
     ]
     for network, runs in found.items():
