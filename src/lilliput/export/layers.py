@@ -84,8 +84,8 @@ def _parts(w: Writer, a: Arguments) -> list[str]:
     if not isinstance(weight, TensorRef) or weight.name not in w.coded:
         return [w.x(weight), *_bias(w, a)]
     held = w.coded[weight.name]
-    if bias is None:
-        return [w.dequantized(held)]
+    if bias is None or not w.whole_bias:
+        return [w.dequantized(held), *_bias(w, a)]
     step = w.levels[levels_before(w.graph, a["input"], w.levels) or 0].scale
     values = array_of(w.tensors[bias.name])
     held = held.beside(values, step)

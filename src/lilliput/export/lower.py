@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lilliput.core.errors import ModelError
-from lilliput.export.quantized import levels_in
+from lilliput.export.quantized import levels_in, signs_of
 from lilliput.export.sizes import Info, infos_of
 from lilliput.export.steps import Add, Affine, Clip, Levels, Pool, Product, Shape, Steps, affine_of, weight_of
 from lilliput.graph.ir import Graph, InputRef, NodeRef, TensorRef, refs_of
@@ -77,7 +77,7 @@ class _Lowering:
         if index in self.levels:
             held = self.levels[index]
             return Levels(self.value(held.source), held.scale, held.zero, held.low, held.high)
-        signs = self.signs(index)
+        signs = signs_of(self.graph, index)
         if signs is not None:
             return Levels(self.value(signs), 1.0, signs=True)
         bound, word = arguments_of(node), node.operator.split(".")[1]
@@ -105,22 +105,6 @@ class _Lowering:
         if word in {"max_pool2d", "avg_pool2d", "adaptive_avg_pool2d"} or (word == "mean" and "dim" in bound):
             return self.pool(word, bound, index)
         raise ModelError(f"C has no counterpart of {self.graph.nodes[index].operator}")
-
-    def signs(self, index: int) -> Any:
-        """What signs are taken of: where(x >= 0, 1, -1), as floats."""
-        ref: Any = NodeRef(index)
-        for operator, inner, fixed in (
-            ("aten.to.dtype", "self", {}),
-            ("aten.where.Scalar", "condition", {"self": 1, "other": -1}),
-            ("aten.ge.Scalar", "self", {"other": 0}),
-        ):
-            if not isinstance(ref, NodeRef) or self.graph.nodes[ref.index].operator != operator:
-                return None
-            bound = arguments_of(self.graph.nodes[ref.index])
-            if any(bound[key] != value for key, value in fixed.items()):
-                return None
-            ref = bound[inner]
-        return ref
 
     def product(self, bound: Mapping[str, Any], operator: str) -> Product:
         weight, bias = bound["weight"], bound["bias"]

@@ -62,12 +62,28 @@ def to_onnx(
         >>> [node.op_type for node in to_onnx(graph, model.state_dict() | constants).graph.node]
         ['Gemm', 'Relu', 'Identity']
     """
+    coded, levels = coded_layers(graph, packed or {}, levels_in(graph), sums)
+    return finished(Writer(graph, tensors, infos_of(graph, tensors) if infos is None else infos, coded), levels)
+
+
+def finished(writer: Writer, levels: Mapping[int, Any], domain: str = "") -> onnx.ModelProto:
+    """Translates all nodes of a writer's graph.
+
+    Args:
+        writer: to which nothing was written yet.
+        levels: what it puts in the place of some nodes, see `Writer.put`.
+        domain: of operators besides ONNX's own, version 1.
+
+    Raises:
+        ModelError: as `to_onnx`.
+    """
+    graph, tensors = writer.graph, writer.tensors
     if sum(tensors[name].numel() * tensors[name].element_size() for name in graph.tensors) > LARGEST:
         raise Unsupported("the weights take more than 2 GB, which one ONNX file can't hold")
     missing = sorted({node.operator for node in graph.nodes if node.operator not in RULES})
     if missing:
         raise Unsupported(f"no counterpart in ONNX for {', '.join(missing[:5])}")
-    writer = _written(graph, tensors, packed or {}, infos_of(graph, tensors) if infos is None else infos, sums)
+    _write(writer, levels)
     inputs = [
         onnx.helper.make_tensor_value_info(input_name(graph, index), kind_of(spec.dtype), list(spec.shape))
         for index, spec in enumerate(graph.inputs)
@@ -77,23 +93,19 @@ def to_onnx(
     used = {name for node in nodes for name in node.input}
     weights = [onnx.numpy_helper.from_array(a, name) for name, a in writer.constants.items() if name in used]
     made = onnx.helper.make_graph(nodes, "lilliput", inputs, outputs, weights)
-    return onnx.helper.make_model(made, opset_imports=[onnx.helper.make_opsetid("", OPSET)], ir_version=10)
+    opsets = [onnx.helper.make_opsetid("", OPSET)] + [onnx.helper.make_opsetid(domain, 1)] * bool(domain)
+    return onnx.helper.make_model(made, opset_imports=opsets, ir_version=10)
 
 
-def _written(
-    graph: Graph, tensors: Mapping[str, Tensor], packed: Mapping[str, Any], infos: Sequence[Any], sums: bool
-) -> Writer:
-    """All nodes, translated."""
-    coded, levels = coded_layers(graph, packed, levels_in(graph), sums)
-    writer = Writer(graph, tensors, infos, coded)
-    for index, (node, info) in enumerate(zip(graph.nodes, writer.infos)):
+def _write(writer: Writer, levels: Mapping[int, Any]) -> None:
+    """Translates the nodes."""
+    for index, (node, info) in enumerate(zip(writer.graph.nodes, writer.infos)):
         if index in levels and info.dtype == torch.float32:
             writer.put(levels[index])
             continue
         bound = arguments_of(node)
         ordered = {p.name: bound[p.name] for p in operators()[node.operator].parameters if p.name in bound}
         writer.add(node, info, RULES[node.operator], ordered)
-    return writer
 
 
 def _output(writer: Writer, place: int, ref: Any) -> Any:

@@ -85,18 +85,43 @@ class Codes:
         return Codes(np.round(self.codes * ratio).astype(np.int8), wider)
 
 
-def levels_in(graph: Graph) -> dict[int, Levels]:
-    """Finds where activations are put on at most 256 levels; by the last node of each chain.
+def levels_in(graph: Graph, most: int = 256) -> dict[int, Levels]:
+    """Finds where activations are put on a limited number of levels; by the last node of each chain.
 
     Args:
         graph: any graph.
+        most: of the levels, a power of two; codes are counted from 0, or as signed integers.
     """
     found = {}
     for index, node in enumerate(graph.nodes):
         levels = _chain(graph, index) if node.operator == "aten.mul.Tensor" else None
-        if levels is not None and (0 <= levels.low < levels.high <= 255 or -128 <= levels.low < levels.high <= 127):
+        if levels is None or not levels.low < levels.high:
+            continue
+        if (levels.low >= 0 and levels.high < most) or (-most // 2 <= levels.low and levels.high < most // 2):
             found[index] = levels
     return found
+
+
+def signs_of(graph: Graph, index: int) -> Ref | None:
+    """Returns what signs are taken of, where(x >= 0, 1, -1) as floats; None if a node does something else.
+
+    Args:
+        graph: any graph.
+        index: of its last node.
+    """
+    ref: Any = NodeRef(index)
+    for operator, inner, fixed in (
+        ("aten.to.dtype", "self", {}),
+        ("aten.where.Scalar", "condition", {"self": 1, "other": -1}),
+        ("aten.ge.Scalar", "self", {"other": 0}),
+    ):
+        if not isinstance(ref, NodeRef) or graph.nodes[ref.index].operator != operator:
+            return None
+        bound = arguments_of(graph.nodes[ref.index])
+        if any(bound[key] != value for key, value in fixed.items()):
+            return None
+        ref = bound[inner]
+    return ref  # type: ignore[no-any-return]
 
 
 def _chain(graph: Graph, index: int) -> Levels | None:

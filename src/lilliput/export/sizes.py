@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lilliput.core.errors import ModelError
 from lilliput.graph.bounds import first_line
-from lilliput.graph.ir import Graph
+from lilliput.graph.ir import Graph, NodeRef, map_node, map_refs
 from lilliput.graph.program import Program
 
 
@@ -92,6 +92,39 @@ def _within(size: int, low: int, high: int | None) -> int:
 def _fixed(graph: Graph, name: str) -> bool:
     low, high = graph.symbols[name]
     return low == high
+
+
+def closed(graph: Graph, tensors: Mapping[str, Tensor], batch: int = 1, length: int = 128) -> Graph:
+    """Fixes the open sizes of a graph; numbers that followed them become literals.
+
+    Args:
+        graph: any graph.
+        tensors: what it uses, by name.
+        batch: an open first axis, or the nearest that it may be.
+        length: the other open sizes.
+
+    Raises:
+        ModelError: it doesn't run at this size.
+
+    >>> from lilliput.graph.trace import trace
+    >>> model = torch.nn.Linear(3, 4)
+    >>> graph, _ = trace(model, torch.rand(2, 3))
+    >>> graph.inputs[0].shape, closed(graph, model.state_dict()).inputs[0].shape
+    (('n', 3), (1, 3))
+    """
+    first = {spec.shape[0] for spec in graph.inputs if spec.shape}
+    wanted = {name: batch if name in first else length for name in graph.symbols}
+    sizes = {name: _within(size, *graph.symbols[name]) for name, size in wanted.items()}
+    numbers = {i: info for i, info in enumerate(infos_at(graph, tensors, sizes)) if isinstance(info, int | float)}
+
+    def literal(ref: Any) -> Any:
+        return numbers.get(ref.index, ref) if isinstance(ref, NodeRef) else ref
+
+    inputs = tuple(
+        replace(i, shape=tuple(sizes[d] if isinstance(d, str) else d for d in i.shape)) for i in graph.inputs
+    )
+    nodes = tuple(map_node(node, literal) for node in graph.nodes)
+    return replace(graph, inputs=inputs, symbols={}, nodes=nodes, output=map_refs(graph.output, literal))
 
 
 def _results(

@@ -73,7 +73,12 @@ class Writer:
         tensors: what it uses, by name.
         infos: of its nodes, see `sizes.infos_of`.
         coded: weights that stay in 8 bits, by name.
+
+    Attributes:
+        whole_bias: the bias of a convolution with a weight in 8 bits becomes int32, in steps of the products.
     """
+
+    whole_bias = True
 
     def __init__(
         self,
@@ -113,11 +118,11 @@ class Writer:
         except Unsupported as error:
             raise Unsupported(f"{node.operator} at node {len(self.values)} can't become ONNX: {error}") from None
 
-    def put(self, levels: Levels) -> None:
+    def put(self, levels: Any) -> None:
         """Puts a tensor on levels: the result of the present node.
 
         Args:
-            levels: which, and what goes on them.
+            levels: which, and what goes on them, `quantized.Levels`.
         """
         kind, full = (torch.uint8, (0, 255)) if levels.low >= 0 else (torch.int8, (-128, 127))
         source = self.x(levels.source)

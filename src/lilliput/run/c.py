@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -31,6 +31,8 @@ class C:
     exponent (powers of two); other weights stay float32. Where a layer's input is on levels or is signs, products are
     summed in 32-bit integers.
     """
+
+    suffix: ClassVar[str] = ".c"
 
     def load(self, artifact: Artifact) -> nn.Module:
         """Returns a module that computes what the C file does, slowly.

@@ -111,7 +111,7 @@ def bench(
     artifact = file if isinstance(file, Artifact) else read(file)
     if artifact.graph is None:
         raise ModelError("the file holds no graph, so that no engine can run it: compress with data or example=")
-    names = list(engines) or [line.path.rpartition("/")[2] for line in methods("run") if line.kind == "engine"]
+    names = list(engines) or _usual()
     given = arguments(artifact.graph, example_inputs(artifact.graph)) if inputs is None else inputs
     whole = uncompressed(artifact, model, given)
     notes: list[str] = []
@@ -134,6 +134,12 @@ def bench(
     layers, words = _told(nets.get(("compressed", "native")), rows)
     shapes = tuple(tuple(tensor.shape) for tensor in _tensors(given))
     return Bench(tuple(rows), yardstick, used, shapes, layers, (*notes, *words))
+
+
+def _usual() -> list[str]:
+    """The engines that are measured unless others are asked for."""
+    names = [line.path.rpartition("/")[2] for line in methods("run") if line.kind == "engine"]
+    return [name for name in names if getattr(find("run", name), "timed", True)]
 
 
 def _told(native: Any, rows: Sequence[Measured]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -237,15 +243,15 @@ def _sizes(artifact: Artifact, names: Sequence[str]) -> dict[str, int]:
     """Bytes of the file that each engine reads: its own format if it has one, else ours."""
     own = size(artifact)
     found = {}
-    endings = {"onnxruntime": ".onnx", "openvino": ".xml", "c": ".c"}
     for name in names:
-        export = getattr(find("run", name)(), "export", None)
+        engine = find("run", name)()
+        export = getattr(engine, "export", None)
         if export is None:
             found[name] = own
             continue
         with TemporaryDirectory() as folder:
             try:
-                export(artifact, Path(folder) / f"net{endings.get(name, '')}")
+                export(artifact, Path(folder) / f"net{getattr(engine, 'suffix', '')}")
             except (LilliputError, RuntimeError):
                 continue
             found[name] = sum(path.stat().st_size for path in Path(folder).iterdir())

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -48,6 +48,8 @@ class Mnn:
     refused. Where all layers have weights of 8 bits (`quantize/uniform`, symmetric) the file holds 8 bits, rounded once
     more by MNN where a row's largest code isn't 127. From half zeros in a layer on the file is sparse instead.
     """
+
+    suffix: ClassVar[str] = ".mnn"
 
     def load(self, artifact: Artifact) -> nn.Module:
         """Returns a module that runs the network in MNN, with as many threads as torch has.

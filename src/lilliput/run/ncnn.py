@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -36,6 +36,8 @@ class Ncnn:
     """
 
     half: bool = False
+
+    suffix: ClassVar[str] = ".param"
 
     def load(self, artifact: Artifact) -> nn.Module:
         """Returns a module that computes what the compressed model does.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from dataclasses import dataclass
 from os import PathLike
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,8 @@ class OnnxRuntime:
     computed with integers; other weights are unpacked. As many threads as `torch.get_num_threads()` says when the
     network is loaded.
     """
+
+    suffix: ClassVar[str] = ".onnx"
 
     def load(self, artifact: Artifact) -> nn.Module:
         """Returns a module that computes what the compressed model does.

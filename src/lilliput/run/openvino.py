@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,8 @@ class Openvino:
     """
 
     precision: str = "f32"
+
+    suffix: ClassVar[str] = ".xml"
 
     def load(self, artifact: Artifact) -> nn.Module:
         """Returns a module that computes what the compressed model does.
