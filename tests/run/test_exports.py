@@ -18,7 +18,7 @@ from lilliput.testing.engine import INT8, apart, compressed, every_input, small_
 ENGINES = [one.path.removeprefix("run/") for one in methods("run") if one.kind == "engine"]
 ENGINES = [name for name in ENGINES if name not in {"native", "dense", "torch_sparse", "c"}]
 NEAR = {"": 5e-4, INT8: 0.25}
-"""MNN has an erf of its own, 1e-4 off. With levels a value near a border may fall to the next one, and the rest of the network follows."""
+"""MNN has an erf of its own, 1e-4 off. With levels a value near a border may fall to the next one; the rest follows."""
 
 made = cache(compressed)
 
