@@ -1,7 +1,7 @@
 """Gradient hooks beside plain DDP: accuracy, and bytes on the wire, on Fashion-MNIST, by 2 and 4 processes with gloo.
 
     python benchmarks/gradient_hooks.py                 # all runs; writes results/gradient_hooks.json, prints the table
-    python benchmarks/gradient_hooks.py --processes 2 --methods eight_bit
+    python benchmarks/gradient_hooks.py --processes 2 --methods eight_bit --seeds 0
     python benchmarks/gradient_hooks.py --bytes         # bytes alone: 40 steps of the demo's network, no warm-up
     python benchmarks/gradient_hooks.py --kill          # a process is killed; the training goes on from its checkpoint
 
@@ -17,6 +17,7 @@ import math
 import os
 import signal
 import socket
+import statistics
 import struct
 import subprocess
 import sys
@@ -40,13 +41,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "eight_bit": {},
     "qsgd": {},
     "terngrad": {},
-    # A twentieth of the training is warm-up.
-    "deep_gradient_compression": {
-        "density": 0.01,
-        "bits": 8,
-        "clip": 1.0,
-        "warm_up": EPOCHS * (PICTURES // BATCH) // 20,
-    },
+    "deep_gradient_compression": {"density": 0.01, "bits": 8, "clip": 1.0},
 }
 
 
@@ -109,12 +104,11 @@ def worker(options: argparse.Namespace) -> None:
     method, settings = options.worker, dict(METHODS[options.worker])
     if options.steps:
         data.count = options.steps
-        settings.pop("warm_up", None)
     state = find("train/gradients", method)(**settings).on(whole) if method != "plain" else None
     # Its momentum is the hook's; what is masked away of it makes the steps smaller, which a larger rate makes up for.
     # As in the paper, the rate is small in the beginning.
     deep = method == "deep_gradient_compression"
-    momentum, peak, rise = (0.0, 3 * RATE, 0.1) if deep else (0.9, RATE, 0.0)
+    momentum, peak, rise = (0.0, 2 * RATE, 0.1) if deep else (0.9, RATE, 0.0)
     epochs = 1 if options.steps else EPOCHS
     steps = epochs * len(data)
     optimizer = torch.optim.SGD(whole.parameters(), peak / (rise * steps + 1), momentum=momentum)
@@ -193,15 +187,22 @@ def killed(folder: Path) -> dict[str, Any]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """The runs as two tables; bytes are those of one process."""
+    """The runs as two tables; bytes are those of one process, differences are taken seed by seed."""
     lines = [
-        "| processes | method | accuracy | to plain DDP | MB sent | fewer | MB on the wire | fewer |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| processes | method | seeds | accuracy | to plain DDP | MB sent | fewer | MB on the wire | fewer |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for processes, name, run, base in _runs(results, ""):
-        gap = 100 * (run["accuracy"] - base["accuracy"])
-        accuracy = f"{100 * run['accuracy']:.2f} % | {gap:+.2f}"
-        lines.append(f"| {processes} | {name} | {accuracy} | {_bytes(run, base)} |")
+        pairs = [
+            (results[own]["accuracy"], results[plain]["accuracy"])
+            for own, plain in ((_key(name, processes, seed), _key("plain", processes, seed)) for seed in range(100))
+            if own in results and plain in results
+        ]
+        gaps = [100 * (own - plain) for own, plain in pairs]
+        error = f" +- {statistics.stdev(gaps) / len(gaps) ** 0.5:.2f}" if len(gaps) > 1 and any(gaps) else ""
+        accuracy = 100 * statistics.mean(own for own, _ in pairs)
+        told = f"{len(pairs)} | {accuracy:.2f} % | {statistics.mean(gaps):+.2f}{error}"
+        lines.append(f"| {processes} | {name} | {told} | {_bytes(run, base)} |")
     lines += [
         "",
         "| processes | method | MB sent | fewer | MB on the wire | fewer |",
@@ -210,6 +211,10 @@ def table(results: dict[str, Any]) -> str:
     for processes, name, run, base in _runs(results, " bytes"):
         lines.append(f"| {processes} | {name} | {_bytes(run, base)} |")
     return "\n".join(lines)
+
+
+def _key(method: str, processes: int, seed: int) -> str:
+    return f"{method} {processes}" + (f" seed {seed}" if seed else "")
 
 
 def _runs(results: dict[str, Any], end: str) -> Iterator[tuple[int, str, dict[str, Any], dict[str, Any]]]:
@@ -230,7 +235,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", type=int, nargs="*", default=[2, 4])
     parser.add_argument("--methods", nargs="*", default=list(METHODS))
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--kill", action="store_true")
     parser.add_argument("--bytes", action="store_true")
     for hidden, kind in (
@@ -254,13 +260,13 @@ def main() -> None:
             results["kill"] = killed(Path(scratch))
             print(json.dumps(results["kill"], indent=1))
         for processes in [] if options.kill else options.processes:
-            for method in options.methods:
+            for method, seed in [(m, s) for s in ([0] if options.bytes else options.seeds) for m in options.methods]:
                 output = Path(scratch) / "run.json"
                 own = ["--steps", "40"] if options.bytes else []
-                done = launch(method, processes, output, "--seed", str(options.seed), *own)
+                done = launch(method, processes, output, "--seed", str(seed), *own)
                 if done.returncode:
                     sys.exit(done.stderr[-3000:])
-                name = f"{method} {processes}" + (" bytes" if options.bytes else "")
+                name = _key(method, processes, seed) + (" bytes" if options.bytes else "")
                 results[name] = json.loads(output.read_text())
                 RESULTS.write_text(json.dumps(results, indent=1) + "\n")
                 print(name, results[name], flush=True)

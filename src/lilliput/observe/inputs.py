@@ -135,8 +135,10 @@ class GramOf:
             rows = part if part.dtype == torch.float64 else part.float()
             if self.total is None:
                 self.total = rows.new_zeros(rows.shape[0], rows.shape[2], rows.shape[2])
-            for group, own in zip(self.total, rows):
-                group.addmm_(own.T, own)
+            if len(rows) > 1:
+                self.total.baddbmm_(rows.mT, rows)
+            else:
+                self.total[0].addmm_(rows[0].T, rows[0])
             self.count += rows.shape[1]
 
     def result(self) -> Gram | None:

@@ -80,7 +80,7 @@ class RangeOf:
             low, high = value.aminmax()
             self.low, self.high = min(self.low, float(low)), max(self.high, float(high))
             self.count += value.numel()
-            self.total += float(value.abs().sum(dtype=torch.float64))
+            self.total += float(torch.linalg.vector_norm(value, 1, dtype=torch.float64))
 
     def result(self) -> Range | None:
         """Returns what was seen, or None if nothing was."""
@@ -113,9 +113,12 @@ class HistogramOf:
             self.counts = torch.cat([torch.zeros(HALF // 2, dtype=torch.int64), joined, joined.new_zeros(HALF // 2)])
             self.exponent += 1
         self.exponent = max(self.exponent, exponent)
-        places = torch.floor(value.detach().double().flatten() * 2.0**-self.exponent * HALF).long() + HALF
+        scale, flat = 2.0**-self.exponent * HALF, value.detach().flatten()
+        # Times a power of two from 1 on float32 is exact, too.
+        exact = flat.dtype == torch.float32 and 1 <= scale <= 2.0**100
+        places = (flat if exact else flat.double()).mul(scale).floor_().to(torch.int32).add_(HALF)
         self.counts = self.counts + torch.bincount(places.cpu(), minlength=2 * HALF)
-        self.zeros += int((value == 0).sum())
+        self.zeros += value.numel() - int(value.count_nonzero())
 
     def result(self) -> Histogram | None:
         """Returns what was seen, or None if nothing was."""

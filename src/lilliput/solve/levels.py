@@ -13,21 +13,24 @@ from lilliput.solve.grid import Grid, whole
 Where = slice | int | Tensor
 """Columns: a slice, one of them, or indices."""
 
+Rows = slice | Tensor
+"""Rows: a slice, or indices."""
+
 
 class Levels(Protocol):
     """The levels that each entry of a weight (rows, columns) may take."""
 
-    def near(self, values: Tensor, rows: slice, columns: Where) -> Tensor:
+    def near(self, values: Tensor, rows: Rows, columns: Where) -> Tensor:
         """Returns the nearest levels.
 
         Args:
             values: of these rows and columns; of one column, (rows,).
-            rows: which.
+            rows: which; or the row of each value, which then broadcasts with `columns`.
             columns: which.
         """
         ...
 
-    def around(self, values: Tensor, rows: slice, columns: Where) -> tuple[Tensor, Tensor]:
+    def around(self, values: Tensor, rows: Rows, columns: Where) -> tuple[Tensor, Tensor]:
         """Returns the level at or below each value and the one above it; the same one twice at the ends."""
         ...
 
@@ -58,14 +61,14 @@ class GridLevels:
         """Whether the levels are -scale and scale."""
         return self.grid.symmetric and self.grid.bits == 1
 
-    def near(self, values: Tensor, rows: slice, columns: Where) -> Tensor:
+    def near(self, values: Tensor, rows: Rows, columns: Where) -> Tensor:
         """Returns the nearest levels; see `Levels`."""
         scale = self.scale[rows, columns]
         if self.signs:
             return torch.where(values >= 0, scale, -scale)
         return self.grid.near(values, scale, self.zero[rows, columns])
 
-    def around(self, values: Tensor, rows: slice, columns: Where) -> tuple[Tensor, Tensor]:
+    def around(self, values: Tensor, rows: Rows, columns: Where) -> tuple[Tensor, Tensor]:
         """Returns the levels at or below and above; see `Levels`."""
         scale, zero = self.scale[rows, columns], self.zero[rows, columns]
         if self.signs:
@@ -91,12 +94,12 @@ class CodebookLevels:
 
     values: Tensor
 
-    def near(self, values: Tensor, rows: slice, columns: Where) -> Tensor:
+    def near(self, values: Tensor, rows: Rows, columns: Where) -> Tensor:
         """Returns the nearest values, of two equally near the lower; see `Levels`."""
         middles = self.values[:-1] + (self.values[1:] - self.values[:-1]) / 2
         return self.values[torch.bucketize(values.contiguous(), middles)]
 
-    def around(self, values: Tensor, rows: slice, columns: Where) -> tuple[Tensor, Tensor]:
+    def around(self, values: Tensor, rows: Rows, columns: Where) -> tuple[Tensor, Tensor]:
         """Returns the values at or below and above; see `Levels`."""
         above = torch.bucketize(values.contiguous(), self.values, right=True)
         top = len(self.values) - 1

@@ -135,10 +135,12 @@ class Quantizer(nn.Module):
                 f"{self.path}: {bad} of {x.numel()} activations that {way} it are NaN or infinite; "
                 "lower the learning rate, or look for NaN in the data"
             )
-        with torch.no_grad():
-            value: Tensor = (self.method.draw if self.training else self.method.forward)(x.detach(), numbers)
+        found = self.method.draw if self.training else self.method.forward
         if not torch.is_grad_enabled():
-            return value
+            # Without a context of its own, at each of which export would take the whole graph apart.
+            return found(x, numbers)
+        with torch.no_grad():
+            value: Tensor = found(x.detach(), numbers)
         trained = [self.get_parameter(NUMBER + name) for name in self.method.trained if self.state]
         through: Tensor = Through.apply(x, value, self.method, numbers, *trained)  # type: ignore[no-untyped-call]
         return through

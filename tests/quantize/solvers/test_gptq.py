@@ -19,6 +19,7 @@ from lilliput.quantize.uniform import Uniform
 from lilliput.share.kmeans import KMeans
 from lilliput.solve.grid import Grid
 from lilliput.solve.inverse_hessian import descend, feedback, inverse_factor
+from lilliput.solve.inverse_hessians import inverse_factors
 from lilliput.solve.least_squares import error
 from lilliput.solve.levels import CodebookLevels, GridLevels
 
@@ -137,6 +138,38 @@ def test_each_group_of_a_convolution_has_its_own_inputs():
     for half, own in ((slice(0, 4), inputs), (slice(4, 8), other)):
         alone = GPTQ().settle(weight[half], levels_for(weight[half]), stats_of(own))
         torch.testing.assert_close(found[half], alone)
+
+
+@pytest.mark.parametrize("solver", [GPTQ(), PUBLISHED, GPTQ(order=False, passes=3)])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_many_small_groups_together_are_each_alone(solver, symmetric):
+    """Groups of a depthwise convolution: one without inputs, one with a column of zeros, weights that are zero."""
+    generator = torch.Generator().manual_seed(3)
+    inputs = torch.randn(6, 40, 9, generator=generator, dtype=torch.float64).cumsum(2)
+    inputs[1], inputs[2, :, 4] = 0, 0
+    weight = torch.randn(12, 9, generator=generator, dtype=torch.float64)
+    weight[6:8, ::2] = 0
+    grams = inputs.mT @ inputs / 40
+    grams /= grams.diagonal(dim1=1, dim2=2).amax()
+    low, high = weight.aminmax(dim=1, keepdim=True)
+    scale, zero = Grid(3, symmetric).step(low, torch.maximum(high, -low) if symmetric else high)
+    levels = GridLevels(Grid(3, symmetric), scale.expand(12, 9), zero.expand(12, 9))
+    found = solver.settle(weight, levels, Stats({"gram": Gram(grams, 40)}))
+    for group, gram in enumerate(grams):
+        rows = slice(2 * group, 2 * group + 2)
+        alone = solver._alone(weight[rows], levels, rows, gram.clone())
+        torch.testing.assert_close(found[rows], alone)
+    assert not bool(found[6:8, ::2].any())
+
+
+def test_small_hessians_at_once_are_each_inverted():
+    inputs = torch.randn(5, 30, 7, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    inputs[3, :, 2] = inputs[3, :, 1]  # without an inverse: damped as `inverse_factor` does
+    grams = inputs.mT @ inputs
+    for gram, upper in zip(grams, inverse_factors(grams)):
+        torch.testing.assert_close(upper, inverse_factor(gram, 0.0))
+    with pytest.raises(ValueError, match="not finite"):
+        inverse_factors(grams * torch.nan)
 
 
 def test_scales_of_groups_follow_their_columns_in_any_order():

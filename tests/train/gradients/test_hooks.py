@@ -1,5 +1,7 @@
 """Gradient hooks by formula, each in a group of one process: unbiased codes, variances, momentum, conservation."""
 
+import math
+
 import pytest
 import torch
 
@@ -91,9 +93,11 @@ def test_sparse_values_come_back(count, sent, bits):
     sent = min(sent, count)
     places = torch.randperm(count, generator=torch.Generator().manual_seed(count))[:sent].sort().values
     data = packed(places, gaussian(sent), count, bits)
-    numbers = min(2 * sent + 4 * -(-count // 65_536), -(-count // 8))
+    low = max(0, int(math.log2(count / sent)))
+    numbers = -(-min(count, sent * (1 + low) + (count >> low) + 1) // 8)
     assert len(data) == numbers + bits // 8 * sent + (4 if bits < 32 else 0)
-    back = unpacked(data, count, sent, bits)
+    assert 8 * numbers <= sent * (3 + math.log2(count / sent)) + 8, "Elias and Fano: 2 + log2 of the mean gap"
+    back = unpacked(data, count, sent, sent, bits)
     assert torch.equal(back[0], places)
     limit = {32: 0.0, 16: 5e-4, 8: 0.01}[bits] * float(gaussian(sent).abs().max())
     assert float((back[1] - gaussian(sent)).abs().max()) <= limit
@@ -199,7 +203,7 @@ def test_dgc_of_everything_is_sgd_with_momentum():
 
 def test_dgc_step_by_step_as_written():
     """u = m u + g, v = v + u, the largest |v| are sent, u and v are zero there; in plain loops."""
-    steps = Steps(DeepGradientCompression(density=0.1, momentum=0.9, clip=5.0))
+    steps = Steps(DeepGradientCompression(density=0.1, momentum=0.9, clip=5.0, whole=0))
     u, v = [0.0] * 60, [0.0] * 60
     for seed in range(10):
         one = gradients(seed)
@@ -218,7 +222,7 @@ def test_dgc_step_by_step_as_written():
 @pytest.mark.parametrize("bits", [32, 16, 8])
 def test_without_momentum_dgc_loses_nothing(bits):
     """With m = 0: all that was sent and all that waits is the sum of the gradients."""
-    steps = Steps(DeepGradientCompression(density=0.05, momentum=0.0, bits=bits))
+    steps = Steps(DeepGradientCompression(density=0.05, momentum=0.0, bits=bits, whole=0))
     total, sent = torch.zeros(72), torch.zeros(72)
     for seed in range(30):
         one = gradients(seed)
@@ -230,8 +234,25 @@ def test_without_momentum_dgc_loses_nothing(bits):
     assert torch.allclose(sent + waiting, total, atol=1e-5)
 
 
+@pytest.mark.parametrize("bits", [32, 8])
+def test_small_parameters_are_sent_whole_with_momentum(bits):
+    """12 biases are; of 60 weights 3 are, and both wait for what 8 bits leave out."""
+    steps = Steps(DeepGradientCompression(density=0.05, momentum=0.9, bits=bits, whole=12))
+    momentum, total, sent = torch.zeros(12), torch.zeros(12), torch.zeros(12)
+    for seed in range(8):
+        one = gradients(seed)
+        found = steps.step(one)
+        momentum = 0.9 * momentum + one[1]
+        total += momentum
+        sent += found[60:72]
+        assert int((found[:60] != 0).sum()) == 3
+        assert bool((found[60:72] != 0).all())
+    assert torch.allclose(sent + steps.state.memory["waiting"]["bias"], total, atol=1e-5)
+    assert bits == 8 or torch.allclose(sent, total, atol=1e-5)
+
+
 def test_the_warm_up_sends_less_and_less():
-    method = DeepGradientCompression(density=0.02, warm_up=8)
+    method = DeepGradientCompression(density=0.02, warm_up=8, whole=0)
     steps = Steps(method)
     sent = [int((steps.step(gradients(seed))[:60] != 0).sum()) for seed in range(10)]
     assert sent == [15, 15, 4, 4, 1, 1, 1, 1, 1, 1]

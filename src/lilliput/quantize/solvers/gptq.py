@@ -11,11 +11,14 @@ from torch import Tensor
 from lilliput.core.checks import check_range
 from lilliput.core.errors import MethodError
 from lilliput.core.solver import RoundingSolver
-from lilliput.observe.metric import metrics
+from lilliput.observe.metric import matrices_of, metrics, metrics_together
 from lilliput.solve.inverse_hessian import Place, descend, feedback, inverse_factor
+from lilliput.solve.inverse_hessians import descends, feedbacks, inverse_factors
 from lilliput.solve.levels import Levels
 
 NAME = "quantize/solvers/gptq"
+SMALL = 128
+"""Columns of a group up to which all groups are taken together, as those of a depthwise convolution."""
 
 
 @dataclass(frozen=True)
@@ -58,35 +61,75 @@ class GPTQ(RoundingSolver):
 
     def settle(self, weight: Tensor, levels: Levels, stats: Any = None) -> Tensor:
         """Returns the levels; see `RoundingSolver`."""
-        found = torch.empty_like(weight)
-        for rows, gram in metrics(weight, stats, NAME):
-            dead = gram.diagonal() == 0
-            gram.diagonal().add_(self.damping * gram.diagonal().mean())
-            order = gram.diagonal().argsort(descending=True, stable=True) if self.order else torch.arange(len(gram))
-            own, gram = weight[rows][:, order], gram[order][:, order]  # noqa: PLW2901
-            place = _placing(own, levels, rows, order)
-            try:
-                upper = inverse_factor(gram, 0.0)
-            except ValueError as error:
-                raise MethodError(f"{NAME}: {error}; give more or other calibration data") from None
-            solved = feedback(own, upper, place, self.block)
-            del upper
-            if self.passes:
-                near = levels.near(own, rows, order).masked_fill_(own == 0, 0)
-                better = _errors(own - near, gram) < _errors(own - solved, gram)
-                solved = torch.where(better[:, None], near, solved)
-            for _ in range(self.passes):
-                before = solved
-                solved = descend(own, gram, solved, place, self.block)
-                if torch.equal(before, solved):
-                    break
-            own[:, order.argsort()[dead]] = 0
-            found[rows] = solved[:, order.argsort()]
-            if bool(dead.any()):
-                columns = dead.nonzero()[:, 0]
-                plain = weight[rows][:, columns]
-                found[rows, columns] = levels.near(plain, rows, columns).masked_fill_(plain == 0, 0)
+        groups, columns = matrices_of(weight, stats, NAME).shape[:2]
+        try:
+            if groups > 1 and columns <= SMALL:
+                return self._together(weight, levels, metrics_together(weight, stats, NAME))
+            found = torch.empty_like(weight)
+            for rows, gram in metrics(weight, stats, NAME):
+                found[rows] = self._alone(weight[rows], levels, rows, gram)
+            return found
+        except ValueError as error:
+            raise MethodError(f"{NAME}: {error}; give more or other calibration data") from None
+
+    def _alone(self, weight: Tensor, levels: Levels, rows: slice, gram: Tensor) -> Tensor:
+        """The levels of one group of rows, by its Gram matrix, which is changed."""
+        dead = gram.diagonal() == 0
+        gram.diagonal().add_(self.damping * gram.diagonal().mean())
+        order = gram.diagonal().argsort(descending=True, stable=True) if self.order else torch.arange(len(gram))
+        own, gram = weight[:, order], gram[order][:, order]
+        place = _placing(own, levels, rows, order)
+        upper = inverse_factor(gram, 0.0)
+        solved = feedback(own, upper, place, self.block)
+        del upper
+        if self.passes:
+            near = levels.near(own, rows, order).masked_fill_(own == 0, 0)
+            better = _errors(own - near, gram) < _errors(own - solved, gram)
+            solved = torch.where(better[:, None], near, solved)
+        for _ in range(self.passes):
+            before = solved
+            solved = descend(own, gram, solved, place, self.block)
+            if torch.equal(before, solved):
+                break
+        found = solved[:, order.argsort()]
+        if bool(dead.any()):
+            columns = dead.nonzero()[:, 0]
+            plain = weight[:, columns]
+            found[:, columns] = levels.near(plain, rows, columns).masked_fill_(plain == 0, 0)
         return found
+
+    def _together(self, weight: Tensor, levels: Levels, grams: Tensor) -> Tensor:
+        """The levels of many small groups, column by column in all of them; `grams` is changed."""
+        groups, columns = grams.shape[:2]
+        whole = weight.reshape(groups, -1, columns)
+        diagonal = grams.diagonal(dim1=1, dim2=2)
+        dead = (diagonal == 0)[:, None].expand(whole.shape)
+        diagonal += self.damping * diagonal.mean(1, keepdim=True)
+        order = torch.arange(columns).expand(groups, columns)
+        if self.order:
+            order = diagonal.argsort(dim=1, descending=True, stable=True)
+        where = order[:, None].expand(whole.shape)
+        own = whole.gather(2, where)
+        grams = grams.gather(1, order[:, :, None].expand(grams.shape)).gather(2, order[:, None].expand(grams.shape))
+        rows = torch.arange(len(weight)).reshape(groups, -1)
+        zero = own == 0
+
+        def place(values: Tensor, column: int) -> Tensor:
+            return levels.near(values, rows, where[..., column]).masked_fill_(zero[..., column], 0)
+
+        near = levels.near(own, rows[..., None], where).masked_fill_(zero, 0)
+        solved = feedbacks(own, inverse_factors(grams), place)
+        if self.passes:
+            gaps = [((own - one) @ grams * (own - one)).sum(2, dtype=torch.float64) for one in (near, solved)]
+            solved = torch.where((gaps[0] < gaps[1])[..., None], near, solved)
+        for _ in range(self.passes):
+            before = solved
+            solved = descends(own, grams, solved, place)
+            if torch.equal(before, solved):
+                break
+        found = torch.empty_like(solved).scatter_(2, where, solved)
+        nearest = torch.empty_like(near).scatter_(2, where, near)
+        return torch.where(dead, nearest, found).reshape(weight.shape)
 
 
 def _errors(change: Tensor, gram: Tensor) -> Tensor:

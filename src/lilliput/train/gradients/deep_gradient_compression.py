@@ -5,6 +5,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from lilliput.core.checks import check_range
 from lilliput.core.errors import MethodError
@@ -13,7 +14,6 @@ from lilliput.train.gradients.exchange import Gradients, to_all
 from lilliput.train.gradients.state import GradBucket, GradientHook, HookState
 
 NAME = "train/gradients/deep_gradient_compression"
-BLOCK = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,9 @@ class DeepGradientCompression(GradientHook):
     gathers it (momentum correction): the optimizer is SGD *without* momentum, which adds the mean of what was sent.
     Zeroing u (momentum factor masking) keeps old momentum from carrying on what is over; where everything is sent
     nothing is old, u stays, and this is SGD with momentum exactly. In the warm-up density falls by a factor of 4 each
-    quarter of it, from 1/4 on. Found exactly, where the paper estimates the threshold from a sample. A place takes 2
-    bytes, or all places one bit for each number where that is less; what a value of 16 or 8 bits leaves out waits.
+    quarter of it, from 1/4 on. Found exactly, where the paper estimates the threshold from a sample. Small parameters
+    (biases, the last layer) are always sent whole: few bytes, and all outputs wait for them. Places are coded as by
+    Elias and Fano, in 2 + log2(1 / density) bits each; what a value of 16 or 8 bits leaves out waits.
 
     Attributes:
         density: part of each parameter that is sent, 0 < density <= 1, at least one number.
@@ -35,6 +36,7 @@ class DeepGradientCompression(GradientHook):
             before it is added; 0 for any. Of each parameter, since the whole gradient isn't there in time.
         warm_up: steps.
         bits: of a value that is sent: 32, 16 (half precision) or 8 (dynamic tree), these in parts of the largest.
+        whole: parameters of at most so many numbers are sent whole.
     """
 
     density: float = 0.001
@@ -43,12 +45,14 @@ class DeepGradientCompression(GradientHook):
     clip: float = 0.0
     warm_up: int = 0
     bits: Literal[32, 16, 8] = 32
+    whole: int = 1024
 
     def __post_init__(self) -> None:
         check_range(NAME, "density", self.density, 1e-9, 1)
         check_range(NAME, "momentum", self.momentum, 0, 1, open_high=True)
         check_range(NAME, "clip", self.clip, 0, 1e30)
         check_range(NAME, "warm_up", self.warm_up, 0, 2**31)
+        check_range(NAME, "whole", self.whole, 0, 2**31)
         if self.bits not in {32, 16, 8}:
             raise MethodError(f"{NAME}: bits = {self.bits}; there are 32, 16 and 8")
 
@@ -65,32 +69,39 @@ class DeepGradientCompression(GradientHook):
     def hook(self, state: HookState, bucket: GradBucket) -> torch.futures.Future[Tensor]:
         """Exchanges one bucket; see `GradientHook`."""
         found = Gradients.of(state, bucket)
-        density, begin = self.density_at(state.step), 0
-        places, values, sent = [], [], 0
-        for name, gradient in zip(found.names, torch.split(found.flat, found.sizes)):
-            place, value = self._sent(state, name, gradient, density)
+        density = self.density_at(state.step)
+        # Those that are sent whole come last: their places need not be told.
+        order = sorted(range(len(found.sizes)), key=lambda i: found.sizes[i] <= self.whole)
+        gradients = torch.split(found.flat, found.sizes)
+        places, values, begin, count, sent = [], [], 0, 0, 0
+        for i in order:
+            small = found.sizes[i] <= self.whole
+            place, value = self._sent(state, found.names[i], gradients[i], 1.0 if small else density)
             places.append(place + begin)
             values.append(value)
-            begin, sent = begin + len(gradient), sent + len(place)
-        every = torch.cat(values)
-        rows = to_all(state, packed(torch.cat(places), every, begin, self.bits))
+            begin += found.sizes[i]
+            count, sent = (count, sent) if small else (begin, sent + len(place))
+        every, where = torch.cat(values), torch.cat(places)
+        rows = to_all(state, packed(where[:sent], every, count, self.bits))
         if self.bits < 32:
-            self._wait(state, found, places, every)
+            self._wait(state, [found.names[i] for i in order], (found, places, every))
         result = torch.zeros_like(found.flat)
         for row in rows:
-            result.index_add_(0, *unpacked(row, begin, sent, self.bits))
-        return found.finish(state, bucket, result / state.size)
+            told, own = unpacked(row, count, sent, len(every), self.bits)
+            result.index_add_(0, torch.cat([told, where[sent:]]), own)
+        parts = dict(zip(order, torch.split(result, [found.sizes[i] for i in order])))
+        return found.finish(state, bucket, torch.cat([parts[i] for i in range(len(order))]) / state.size)
 
-    def _wait(self, state: HookState, found: Gradients, places: list[Tensor], values: Tensor) -> None:
+    def _wait(self, state: HookState, names: list[str], sent: tuple[Gradients, list[Tensor], Tensor]) -> None:
         """What the coding of values leaves out waits with the rest; all of a bucket that is told to be broken."""
+        found, places, values = sent
+        sizes = dict(zip(found.names, found.sizes))
         told = decoded(coded(values, self.bits), len(values), self.bits).nan_to_num()
-        rest = (values - told).nan_to_num()
+        rest = torch.split((values - told).nan_to_num(), [len(place) for place in places])
         begin = 0
-        for name, size, place, own in zip(
-            found.names, found.sizes, places, torch.split(rest, [len(p) for p in places])
-        ):
-            state.kept("waiting", name, size)[place - begin] += own
-            begin += size
+        for name, place, own in zip(names, places, rest):
+            state.kept("waiting", name, sizes[name])[place - begin] += own
+            begin += sizes[name]
 
     def _sent(self, state: HookState, name: str, gradient: Tensor, density: float) -> tuple[Tensor, Tensor]:
         """Adds a gradient to what waits; returns places and values of what is sent, and takes them out."""
@@ -120,44 +131,56 @@ class DeepGradientCompression(GradientHook):
 
 
 def packed(places: Tensor, values: Tensor, count: int, bits: int = 32) -> Tensor:
-    """Returns places, ascending, among `count` and their values as bytes; how many does not depend on what they are.
+    """Returns places, ascending, among `count`, then values as bytes; how many doesn't depend on what they are.
 
     >>> packed(torch.tensor([1, 3]), torch.tensor([1.0, 2.0]), 8).tolist()
     [10, 0, 0, 128, 63, 0, 0, 0, 64]
     """
-    if _as_bits(count, len(places)):
-        marked = torch.zeros(-(-count // 8) * 8, dtype=torch.uint8)
-        marked[places] = 1
-        where = (marked.reshape(-1, 8) * 2 ** torch.arange(8, dtype=torch.uint8)).sum(1, dtype=torch.uint8)
-    else:
-        # Two bytes of each place, and how many there are in each run of 2^16.
-        blocks = torch.bincount(places >> 16, minlength=-(-count // BLOCK)).to(torch.int32)
-        low = (places & (BLOCK - 1)).to(torch.int32).view(torch.uint8).reshape(-1, 4)[:, :2]
-        where = torch.cat([blocks.view(torch.uint8), low.flatten()])
-    return torch.cat([where, coded(values, bits)])
+    low = _low_bits(count, len(places))
+    if low is None:
+        marked = torch.zeros(count, dtype=torch.bool)
+        marked[places] = True
+        return torch.cat([_bytes(marked), coded(values, bits)])
+    steps = torch.zeros(len(places) + (count >> low) + 1, dtype=torch.bool)
+    steps[(places >> low) + torch.arange(len(places))] = True
+    rest = (places[:, None] >> torch.arange(low)) & 1
+    return torch.cat([_bytes(torch.cat([steps, rest.flatten().bool()])), coded(values, bits)])
 
 
-def unpacked(data: Tensor, count: int, sent: int, bits: int = 32) -> tuple[Tensor, Tensor]:
-    """Returns places (int64) and values (float32) again.
+def unpacked(data: Tensor, count: int, sent: int, values: int, bits: int = 32) -> tuple[Tensor, Tensor]:
+    """Returns `sent` places (int64) among `count`, and `values` values (float32) again.
 
-    >>> unpacked(torch.tensor([10, 0, 0, 128, 63, 0, 0, 0, 64], dtype=torch.uint8), 8, 2)
+    >>> unpacked(torch.tensor([10, 0, 0, 128, 63, 0, 0, 0, 64], dtype=torch.uint8), 8, 2, 2)
     (tensor([1, 3]), tensor([1., 2.]))
     """
-    if _as_bits(count, sent):
+    low = _low_bits(count, sent)
+    if low is None:
         length = -(-count // 8)
-        marked = (data[:length, None] >> torch.arange(8, dtype=torch.uint8)) & 1
-        places = marked.flatten().nonzero()[:, 0]
-    else:
-        blocks = -(-count // BLOCK)
-        length = 4 * blocks + 2 * sent
-        high = torch.arange(blocks).repeat_interleave(data[: 4 * blocks].clone().view(torch.int32).long())
-        low = data[4 * blocks : length].reshape(-1, 2).long()
-        places = high * BLOCK + low[:, 1] * 256 + low[:, 0]
-    return places, decoded(data[length:], sent, bits)
+        return _bits(data[:length])[:count].nonzero()[:, 0], decoded(data[length:], values, bits)
+    high = sent + (count >> low) + 1
+    length = -(-(high + low * sent) // 8)
+    told = _bits(data[:length])
+    places = (told[:high].nonzero()[:, 0] - torch.arange(sent)) << low
+    rest = told[high : high + low * sent].reshape(sent, low).long() << torch.arange(low)
+    return places + rest.sum(1), decoded(data[length:], values, bits)
 
 
-def _as_bits(count: int, sent: int) -> bool:
-    return 2 * sent + 4 * -(-count // BLOCK) > -(-count // 8)
+def _low_bits(count: int, sent: int) -> int | None:
+    """Bits of a place that are written as they are, the others one by one (Elias and Fano); None: a bit each number."""
+    if not sent:
+        return None
+    low = max(0, (count // sent).bit_length() - 1)
+    return low if sent + (count >> low) + 1 + low * sent < count else None
+
+
+def _bytes(bits: Tensor) -> Tensor:
+    """Eight bits a byte, the lowest first."""
+    rows = functional.pad(bits, (0, -len(bits) % 8)).reshape(-1, 8).to(torch.uint8)
+    return (rows << torch.arange(8, dtype=torch.uint8)).sum(1, dtype=torch.uint8)
+
+
+def _bits(data: Tensor) -> Tensor:
+    return ((data[:, None] >> torch.arange(8, dtype=torch.uint8)) & 1).flatten()
 
 
 def coded(values: Tensor, bits: int) -> Tensor:
