@@ -36,7 +36,7 @@ def inverse_factors(grams: Tensor) -> Tensor:
     diagonal.copy_(torch.where(diagonal == 0, torch.where(mean == 0, 1, mean), diagonal))
     lower, failed = torch.linalg.cholesky_ex(own)
     eye = torch.eye(own.shape[1], dtype=own.dtype, device=own.device).expand_as(own)
-    upper = torch.linalg.solve_triangular(lower.flip(1, 2), eye, upper=True)
+    upper: Tensor = torch.linalg.solve_triangular(lower.flip(1, 2), eye, upper=True)
     for group in failed.nonzero()[:, 0].tolist():
         upper[group] = inverse_factor(grams[group], 0.0)
     return upper

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -135,7 +135,7 @@ class Quantizer(nn.Module):
                 f"{self.path}: {bad} of {x.numel()} activations that {way} it are NaN or infinite; "
                 "lower the learning rate, or look for NaN in the data"
             )
-        found = self.method.draw if self.training else self.method.forward
+        found: Callable[[Tensor, dict[str, float]], Tensor] = self.method.draw if self.training else self.method.forward
         if not torch.is_grad_enabled():
             # Without a context of its own, at each of which export would take the whole graph apart.
             return found(x, numbers)
