@@ -93,3 +93,20 @@ def test_the_measurement_itself():
     if algorithm is not None:
         y = algorithm.run(x, algorithm.prepare(weight, LAYER), layer_of(x, weight, 1, 1))
         assert torch.allclose(y, torch.nn.functional.conv2d(x, weight, padding=1), atol=1e-4)
+
+
+def test_what_can_t_win_isnt_tried(monkeypatch):
+    """Bounds are kept to: of algorithms that would take an hour none is even prepared."""
+    monkeypatch.setattr(choose, "at_best", lambda algorithm, layer: 0.0 if isinstance(algorithm, Mec) else 3600.0)
+    tried, real = [], choose._prepared
+    monkeypatch.setattr(choose, "_prepared", lambda algorithm, *rest: tried.append(algorithm) or real(algorithm, *rest))
+    choose.measure(LAYER)
+    assert tried == [Mec("A"), Mec("B")]
+
+
+def test_bounds_are_below_what_is_measured():
+    layer = Layer(32, 32, size=(28, 28), kernel=(3, 3), padding=(1, 1))
+    found = choose.measure(layer)
+    algorithm = found.algorithm()
+    if algorithm is not None:
+        assert choose.at_best(algorithm, layer) < 2 * found.seconds

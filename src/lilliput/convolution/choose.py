@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import platform
 import statistics
@@ -23,6 +24,7 @@ from lilliput.core.kernel import variant
 from lilliput.core.method import find, find_path, methods, path_of
 from lilliput.file.atomic import write_text
 from lilliput.hardware.layer import Layer
+from lilliput.hardware.roofline import this_machine
 
 FAMILY = "convolution"
 
@@ -34,6 +36,9 @@ ROOM = 1 << 30
 
 ROUNDS, SLOW = 5, 3.0
 """How often each is timed, and how many times slower than the best one is dropped after its first time."""
+
+COLD, LONG = 5.0, 0.005
+"""How many times slower than the best, and how many seconds long, even its very first call drops it."""
 
 
 class Choice(msgspec.Struct, frozen=True):
@@ -122,17 +127,35 @@ def candidates(layer: Layer, limit: int | None = None) -> list[Algorithm]:
     return found
 
 
+def at_best(algorithm: Algorithm, layer: Layer) -> float:
+    """Returns the seconds that an algorithm takes at least: by its operations, and by the bytes of its weights.
+
+    Args:
+        algorithm: one that suits the layer.
+        layer: sizes.
+    """
+    machine, cost = this_machine(), algorithm.cost(layer)
+    work = (cost.multiplications + cost.additions) / 2
+    return max(work / machine.peak, cost.prepared / machine.bandwidth)
+
+
 def measure(layer: Layer, limit: int | None = None) -> Choice:
-    """Times torch's own convolution and every candidate, one after the other in rounds, with torch's threads."""
+    """Times torch's own convolution and every candidate, one after the other in rounds, with torch's threads.
+
+    The most promising go first; what even at this machine's full speed couldn't be faster than the best so far isn't
+    tried, so that a layer takes some ten times as long as to run it.
+    """
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(layer.batch, layer.channels, *layer.size, generator=generator)
     weight = torch.randn(layer.filters, layer.channels // layer.groups, *layer.kernel, generator=generator)
     with torch.no_grad():
-        work: dict[int, Callable[[], Tensor]] = {-1: lambda: _own(x, weight, layer)}
         tried = candidates(layer, limit)
-        for number, algorithm in enumerate(tried):
-            work[number] = _prepared(algorithm, x, weight, layer)
-        medians = _raced(work)
+        bounds = [at_best(algorithm, layer) for algorithm in tried]
+        race = _Race(lambda: _own(x, weight, layer))
+        for number in sorted(range(len(tried)), key=bounds.__getitem__):
+            if bounds[number] < race.best:
+                race.enter(number, _prepared(tried[number], x, weight, layer))
+        medians = race.medians()
     number = min(medians, key=lambda n: medians[n])
     beside = medians[-1]
     if number < 0:
@@ -151,24 +174,42 @@ def _prepared(algorithm: Algorithm, x: Tensor, weight: Tensor, layer: Layer) -> 
     return lambda: algorithm.run(x, held, layer)
 
 
-def _raced(work: dict[int, Callable[[], Tensor]]) -> dict[int, float]:
-    """Medians of seconds; what is much slower than the best is dropped after the first round."""
-    times: dict[int, list[float]] = {name: [] for name in work}
-    for name, call in work.items():
-        call()  # first calls set things up
-        times[name].append(_timed(call))
-    first = min(seconds[0] for seconds in times.values())
-    running = [name for name in work if name < 0 or times[name][0] <= SLOW * first]
-    for _ in range(ROUNDS - 1):
-        for name in running:
-            times[name].append(_timed(work[name]))
-    return {name: statistics.median(times[name]) for name in running}
+class _Race:
+    """Calls that are timed in turn; torch's own has the number -1.
+
+    Args:
+        own: torch's own.
+    """
+
+    def __init__(self, own: Callable[[], Tensor]) -> None:
+        self.work: dict[int, Callable[[], Tensor]] = {}
+        self.times: dict[int, list[float]] = {}
+        self.best = math.inf
+        self.enter(-1, own)
+
+    def enter(self, number: int, call: Callable[[], Tensor]) -> None:
+        """Times a call once; what is much slower than the best is in no further round."""
+        cold = _timed(call)  # first calls set things up
+        once = cold if cold > LONG and cold > COLD * self.best else _timed(call)
+        if number < 0 or once <= SLOW * self.best:
+            self.work[number], self.times[number] = call, [once]
+        self.best = min(self.best, once)
+
+    def medians(self) -> dict[int, float]:
+        """Seconds, after all rounds."""
+        running = [name for name in self.work if name < 0 or self.times[name][0] <= SLOW * self.best]
+        for _ in range(ROUNDS - 1):
+            for name in running:
+                self.times[name].append(_timed(self.work[name]))
+        return {name: statistics.median(self.times[name]) for name in running}
 
 
 def _timed(call: Callable[[], Tensor]) -> float:
-    begun = time.perf_counter()
+    """Seconds: the processor's where one thread works, which others hardly disturb."""
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    begun = clock()
     call()
-    return time.perf_counter() - begun
+    return clock() - begun
 
 
 def _cache() -> Path:

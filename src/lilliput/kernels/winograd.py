@@ -22,6 +22,9 @@ PANEL = 16
 OUTPUTS = (2, 4, 6)
 """Edges of a tile that there are kernels for."""
 
+TOLERANCES = {2: 1e-5, 4: 2e-5, 6: 5e-5}
+"""How far a layer's result may be from the dense one's, by the edge of a tile; see `found`."""
+
 LEAST, USUAL, MOST = 3 << 18, 3 << 19, 8 << 20
 """Bytes of workspace: for weights that stay in a cache of their own; for larger ones; for a layer in a single block."""
 
@@ -164,26 +167,26 @@ def winograd(
 
 
 class WinogradConvolution(nn.Module):
-    """A dense 3 x 3 convolution of a graph by F(4 x 4, 3 x 3); see `found`.
+    """A dense 3 x 3 convolution of a graph by F(m x m, 3 x 3); see `found`.
 
     Args:
         weight: (filters, channels, 3, 3).
         padding: down and across.
+        output: m, the edge of a tile: 2, 4 or 6.
     """
 
-    kind = "Winograd F(4, 3)"
-    tolerance = 2e-5
     rectifies = True
     weight: Tensor
 
-    def __init__(self, weight: Tensor, padding: tuple[int, int]) -> None:
+    def __init__(self, weight: Tensor, padding: tuple[int, int], output: int = 4) -> None:
         super().__init__()
-        self.filters, self.padding = len(weight), list(padding)
-        self.register_buffer("weight", prepare(weight, 4), persistent=False)
+        self.kind, self.tolerance = f"Winograd F({output}, 3)", TOLERANCES[output]
+        self.filters, self.padding, self.output = len(weight), list(padding), output
+        self.register_buffer("weight", prepare(weight, output), persistent=False)
 
     def forward(self, x: Tensor, bias: Tensor | None = None, rectify: bool = False) -> Tensor:
         """Returns the convolution, with max(0, y) for y if `rectify`."""
-        found: Tensor = winograd(x, self.weight, bias, self.filters, 4, self.padding, rectify)
+        found: Tensor = winograd(x, self.weight, bias, self.filters, self.output, self.padding, rectify)
         return found
 
 

@@ -23,6 +23,7 @@ from lilliput.graph.ir import Graph, InputRef, NodeRef, Ref, map_node, map_refs,
 from lilliput.graph.layers import layer_of
 from lilliput.graph.program import Program
 from lilliput.kernels.found import TOLERANCE, serving, serving_dense
+from lilliput.run.algorithm import asked, module_for
 from lilliput.run.clock import race
 from lilliput.run.line import Line, Part, in_kernel, in_onnx, in_torch
 from lilliput.run.openvino import in_openvino
@@ -93,11 +94,13 @@ class Chooser:
         artifact: with a graph.
         timed: measure; else each layer that a kernel serves goes to the first that does.
         tolerance: kernels that state a larger error are left out.
+        workspace: bytes that a dense convolution may take beside its input, output and weight; None for any.
     """
 
     artifact: Artifact
     timed: bool = True
     tolerance: float = 0.01
+    workspace: int | None = None
 
     def __post_init__(self) -> None:
         assert self.artifact.graph is not None
@@ -191,18 +194,36 @@ class Chooser:
                 continue
             inputs = self.artifact.quantizers.get(layer.name)
             served = serving(weight, node, inputs) if isinstance(weight, Packed) else serving_dense(weight, node)
-            made = [(name, module.eval()) for name, module in served]
-            if made:
+            made = [(name, module.eval()) for name, module in served if not self.timed or name != "winograd"]
+            if made or (self.timed and asked(node, self.tensors[layer.weight])):
                 offers[index] = made
         if not offers:
             return {}
         seen = self.seen(offers)
+        if self.timed:
+            offers = self.with_algorithms(offers, seen)
         pieces = {p.nodes[0]: p for p in pieces_of(graph, self.infos, offers) if p.alone}
         found = {}
         for index, made in offers.items():
             best = self.best(pieces[index], made, seen[index]) if index in pieces else None
             if best is not None:
                 found[index] = best
+        return found
+
+    def with_algorithms(
+        self, offers: Mapping[int, list[tuple[str, nn.Module]]], seen: Mapping[int, tuple[Tensor, Tensor]]
+    ) -> dict[int, list[tuple[str, nn.Module]]]:
+        """Adds to what is offered, for dense convolutions, the algorithm that is fastest at their sizes."""
+        found = {}
+        for index, made in offers.items():
+            node = self.found.graph.nodes[index]
+            layer = layer_of(node)
+            assert layer is not None
+            weight = self.tensors[layer.weight]
+            module = module_for(node, weight, seen[index][0], self.workspace) if asked(node, weight) else None
+            every = made if module is None else [*made, ("convolution", module.eval())]
+            if every:
+                found[index] = every
         return found
 
     def best(self, piece: Piece, made: Sequence[tuple[str, nn.Module]], seen: tuple[Tensor, Tensor]) -> Kernel | None:

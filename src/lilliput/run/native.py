@@ -24,10 +24,11 @@ _told: list[str] = []
 class Native:
     """Runs each layer in the way that was fastest when the network was loaded.
 
-    A layer whose packed weight a kernel of `kernels/` serves is run by it where it is faster than floats; what is
-    between goes to ONNX Runtime, or to torch where that is faster or ONNX Runtime isn't installed. The whole is then
-    timed beside the same network with floats, and the faster stays: `net.lines` says which layer runs on what, and
-    whether there is any gain. As many threads as `torch.get_num_threads()` says when the network is loaded.
+    A layer whose packed weight a kernel of `kernels/` serves is run by it where it is faster than floats, and a dense
+    convolution by the algorithm that `convolution.choose` measured to be the fastest, likewise; what is between goes to
+    ONNX Runtime, or to torch where that is faster or ONNX Runtime isn't installed. The whole is then timed beside the
+    same network with floats, and the faster stays: `net.lines` says which layer runs on what, and whether there is any
+    gain. As many threads as `torch.get_num_threads()` says when the network is loaded.
 
     Results agree with the `dense` engine's to 1e-4 of their size where nothing is put on levels while it runs, and
     layer by layer to what each kernel states.
@@ -35,10 +36,12 @@ class Native:
     Attributes:
         timed: measure when loading, mostly for less than a second. Else kernels wherever they serve.
         tolerance: kernels that state a larger error of a layer's output, relative, are left out.
+        workspace: bytes that the algorithm of a dense convolution may take, see `convolution.choose`; None for any.
     """
 
     timed: bool = True
     tolerance: float = 0.01
+    workspace: int | None = None
 
     def load(self, artifact: Artifact) -> nn.Module:
         """Returns a module that computes what the compressed model does, in eval mode.
@@ -54,7 +57,7 @@ class Native:
         """
         dense = Dense().load(artifact)
         assert isinstance(dense, GraphModule)
-        chooser = Chooser(artifact, self.timed, self.tolerance)
+        chooser = Chooser(artifact, self.timed, self.tolerance, self.workspace)
         try:
             with torch.no_grad():
                 chosen = chooser.choose()
