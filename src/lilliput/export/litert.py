@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lilliput.core.errors import ModelError
-from lilliput.export.quantized import Codes, Levels, coded_layers, codes_of, levels_in
+from lilliput.export.quantized import Codes, Levels, coded_layers, codes_of, levels_in, needed
 from lilliput.export.sizes import Info, closed, infos_of
 from lilliput.export.tflite import TYPES, VERSIONS, Array, Entry, Operation, Scales, file_of
 from lilliput.graph.ir import Graph, InputRef, NodeRef, TensorRef, refs_of
@@ -116,7 +116,7 @@ class Writer:
         self.coded, _ = coded_layers(graph, packed, self.levels, sums=True)
         self.held = {name: codes_of(part) for name, part in packed.items()}
         self.users, _ = users_of(graph)
-        self.needed = self._needed()
+        self.needed = needed(graph, self.levels)
         self.targets: dict[int, Levels] = {}
         self.acts: dict[int, tuple[int, int]] = {}
         self._plan()
@@ -133,30 +133,31 @@ class Writer:
             value.places[False, False] = self.entry(spec.name, value.shape, str(spec.dtype).removeprefix("torch."))
             inputs.append(value.places[False, False])
             self.values[InputRef(place)] = value
-        for index in sorted(self.needed):
+        for index in self.needed:
             self.index, node = index, self.graph.nodes[index]
             bound = arguments_of(node)
             names = [parameter.name for parameter in operators()[node.operator].parameters]
             self._add(node.operator, {name: bound[name] for name in names if name in bound})
         outputs = [self.floats(ref) for ref in refs_of(self.graph.output)]
-        needed, kept = set(outputs), []
+        wanted, kept = set(outputs), []
         for one in reversed(self.operations):
-            if needed.intersection(one.outputs):
+            if wanted.intersection(one.outputs):
                 kept.append(one)
-                needed.update(one.inputs)
-        needed.update(inputs)
-        return file_of(*self._packed(sorted(needed - {-1}), kept[::-1], inputs, outputs))
+                wanted.update(one.inputs)
+        wanted.update(inputs)
+        return file_of(*self._packed(sorted(wanted - {-1}), kept[::-1], inputs, outputs))
 
     def _packed(
-        self, needed: list[int], operations: list[Operation], inputs: list[int], outputs: list[int]
+        self, places: list[int], operations: list[Operation], inputs: list[int], outputs: list[int]
     ) -> tuple[list[Entry], list[Operation], list[int], list[int]]:
         """Only the tensors that are needed, results named after their nodes."""
         names: dict[int, str] = {}
         for ref, value in self.values.items():
             if isinstance(ref, NodeRef) and isinstance(value, Value):
-                names |= dict.fromkeys(value.places.values(), f"node_{ref.index}")
-        moved = {place: number for number, place in enumerate(needed)} | {-1: -1}
-        entries = [replace(self.entries[place], name=names.get(place, self.entries[place].name)) for place in needed]
+                for (last, coded), place in value.places.items():
+                    names[place] = f"node_{ref.index}{'_last' * last}{'_codes' * coded}"
+        moved = {place: number for number, place in enumerate(places)} | {-1: -1}
+        entries = [replace(self.entries[place], name=names.get(place, self.entries[place].name)) for place in places]
         return (
             entries,
             [
@@ -166,18 +167,6 @@ class Writer:
             [moved[place] for place in inputs],
             [moved[place] for place in outputs],
         )
-
-    def _needed(self) -> set[int]:
-        """The nodes that the outputs need, chains that put something on levels by their last one alone."""
-        found: set[int] = set()
-        waiting = list(refs_of(self.graph.output))
-        while waiting:
-            ref = waiting.pop()
-            if isinstance(ref, NodeRef) and ref.index not in found:
-                found.add(ref.index)
-                levels = self.levels.get(ref.index)
-                waiting += self.graph.nodes[ref.index].refs() if levels is None else [levels.source]
-        return found
 
     def _add(self, operator: str, bound: Arguments) -> None:
         ref = NodeRef(self.index)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lilliput.core.packed import Packed, unpack
-from lilliput.graph.ir import Graph, NodeRef, Ref, TensorRef
+from lilliput.graph.ir import Graph, NodeRef, Ref, TensorRef, refs_of
 from lilliput.graph.layers import CONVOLUTIONS, LINEAR, arguments_of, is_margin
 from lilliput.graph.shapes import users_of
 
@@ -100,6 +100,23 @@ def levels_in(graph: Graph, most: int = 256) -> dict[int, Levels]:
         if (levels.low >= 0 and levels.high < most) or (-most // 2 <= levels.low and levels.high < most // 2):
             found[index] = levels
     return found
+
+
+def needed(graph: Graph, levels: Mapping[int, Levels]) -> list[int]:
+    """Returns the nodes that the outputs need, chains that put something on levels by their last one alone.
+
+    Args:
+        graph: any graph.
+        levels: of `levels_in`.
+    """
+    found: set[int] = set()
+    waiting = list(refs_of(graph.output))
+    while waiting:
+        ref = waiting.pop()
+        if isinstance(ref, NodeRef) and ref.index not in found:
+            found.add(ref.index)
+            waiting += graph.nodes[ref.index].refs() if ref.index not in levels else [levels[ref.index].source]
+    return sorted(found)
 
 
 def signs_of(graph: Graph, index: int) -> Ref | None:

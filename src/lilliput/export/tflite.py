@@ -137,9 +137,22 @@ def file_of(
         (2, "UOffsetTRelative", _offsets(b, [graph])),
         (3, "UOffsetTRelative", b.CreateString("lilliput")),
         (4, "UOffsetTRelative", _offsets(b, buffers)),
+        (7, "UOffsetTRelative", _offsets(b, [_signature(b, tensors, inputs, outputs)])),
     ]
     b.Finish(_table(b, model), file_identifier=b"TFL3")
     return bytes(b.Output())
+
+
+def _signature(b: Any, tensors: Sequence[Entry], inputs: Sequence[int], outputs: Sequence[int]) -> int:
+    """By which names the graph is called: those of the inputs, and `output_0`, ..."""
+    ins = [(tensors[place].name, place) for place in inputs]
+    outs = [(f"output_{number}", place) for number, place in enumerate(outputs)]
+    maps = [
+        [_table(b, [(0, "UOffsetTRelative", b.CreateString(name)), (1, "Uint32", place)]) for name, place in side]
+        for side in (ins, outs)
+    ]
+    fields = [(number, "UOffsetTRelative", _offsets(b, side)) for number, side in enumerate(maps)]
+    return _table(b, [*fields, (2, "UOffsetTRelative", b.CreateString("serving_default"))])
 
 
 def _table(b: Any, fields: Sequence[tuple[int, str, Any]]) -> int:
