@@ -7,7 +7,7 @@ crops of the other ten, then the halves are swapped; the figures are means over 
 float32 network's probabilities from the quantized network's, in nats. Peers get the float32 network as our ONNX file,
 BatchNorm folded. NNCF has an environment of its own in the cache, which the first run makes (0.4 GB). Each case is kept
 in the cache, so that a run goes on where it stopped; all of them take about an hour of one core.
-Writes `benchmarks/results/ptq.json`.
+Writes `benchmarks/results/ptq.json` and the table of `docs/benchmarks/post-training.md`.
 """
 
 import argparse
@@ -34,6 +34,7 @@ from real_models import efficientnet_lite0
 from resumed import machine, place, result
 
 RESULTS = Path(__file__).parent / "results" / "ptq.json"
+DOCUMENT = Path(__file__).parent.parent / "docs" / "benchmarks" / "post-training.md"
 HALVES = (range(10), range(10, 20))
 NNCF = ("nncf==3.4.0", "onnx==1.21.0", "onnxruntime==1.32.0")
 
@@ -232,6 +233,32 @@ def measure(name: str, way: Callable[[Half], dict[str, float]], key: str, both: 
     return None
 
 
+def lines(rows: list[dict]) -> list[str]:
+    """The table in Markdown, the smallest divergence first, peers beside ours."""
+    found = [
+        "| weights' solver, activations' solver | file, bytes | divergence | of each half | cosine | agreement "
+        "| top-1, top-5 | crops | packing, CPU s |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in sorted((row for row in rows if "divergence" in row), key=lambda row: row["divergence"]):
+        peer = row["case"] in PEERS
+        each = ", ".join(f"{part:.4f}" for part in row["divergence of each half"])
+        spent = f"{row['CPU s']:.0f}" if "CPU s" in row else ""
+        found.append(
+            f"| {'' if peer else 'Lilliput, '}{row['case']} | {row['bytes']:,.0f} | {row['divergence']:.4f} | {each} "
+            f"| {row['cosine']:.4f} | {row['agreement %']:.1f} % | {row['top-1']:.0f}, {row['top-5']:.0f} of "
+            f"{10 * row['halves']} | {Settings().crops * row['halves']:,} | {spent} |"
+        )
+    return found
+
+
+def write_page(rows: list[dict]) -> None:
+    """Puts the table where the page has it."""
+    page = DOCUMENT.read_text().splitlines()
+    table = [number for number, line in enumerate(page) if line.startswith("|")]
+    DOCUMENT.write_text("\n".join([*page[: table[0]], *lines(rows), *page[table[-1] + 1 :]]) + "\n")
+
+
 def main() -> None:
     """Measures the cases, prints the table of all that are done, writes the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -254,6 +281,8 @@ def main() -> None:
         table.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in cells))
     Console(width=200).print(table)
     RESULTS.write_text(json.dumps({**machine(), "crops a half": options.crops, "rows": rows}, indent=1) + "\n")
+    if settings == Settings():
+        write_page(rows)
 
 
 if __name__ == "__main__":
