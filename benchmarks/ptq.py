@@ -74,10 +74,19 @@ def cases() -> dict[str, str]:
     found = {f"{bits} bits, mse+gptq, mse": recipe(bits, "mse+gptq", "mse") for bits in (8, 6, 4)}
     found |= {f"8 bits, {way}, {way}": recipe(8, way, way) for way in ("minmax", "mse")}
     found["8 bits, mse+gptq, minmax"] = recipe(8, "mse+gptq", "minmax")
-    for way in ("percentile:99.99", "kl", "aciq", "easy", "kl_ncnn"):
+    for way in ("percentile:99.99", "kl", "aciq", "kl_ncnn"):
         found[f"8 bits, mse, {way}"] = recipe(8, "mse", way)
-    for way in ("hqq", "percentile:99.99", "aciq"):
+    for way in ("hqq", "percentile:99.99", "aciq", "easy"):
         found[f"8 bits, {way}, mse"] = recipe(8, way, "mse")
+    # Passes over the whole network; and where equalization is said to be needed: one scale for all of a weight.
+    for name in ("bias_correction", "equalize", "smooth"):
+        found[f"8 bits, {name}, mse+gptq, mse"] = recipe(8, "mse+gptq", "mse", f'passes = ["{name}"]')
+    found["4 bits, bias_correction, mse+gptq, mse"] = recipe(4, "mse+gptq", "mse", 'passes = ["bias_correction"]')
+    one = recipe(8, "mse", "mse").replace('"quantize/uniform", bits', '"quantize/uniform", per = "tensor", bits')
+    found["8 bits, a scale a tensor, mse, mse"] = one
+    found["8 bits, equalize, a scale a tensor, mse, mse"] = 'passes = ["equalize"]\n' + one
+    both = 'passes = ["equalize", "bias_correction"]\n' + one
+    found["8 bits, equalize, bias_correction, a scale a tensor, mse, mse"] = both
     return found
 
 

@@ -15,6 +15,7 @@ from lilliput.graph.fold import fold
 from lilliput.graph.scaling import spaces_of
 from lilliput.graph.trace import trace
 from lilliput.nets.resnet import ResNet
+from lilliput.quantize.passes.absorb import Absorb
 from lilliput.quantize.passes.bias_correction import BiasCorrection
 from lilliput.quantize.passes.equalize import Equalize, tensors_of
 from lilliput.quantize.passes.smooth import Smooth, largest_inputs
@@ -145,6 +146,78 @@ def test_bias_correction_of_weights_alone_is_their_error_times_the_mean_input():
         wanted = layer.bias - (after.weight - layer.weight) @ x.mean(0)
     BiasCorrection().rewrite(after, trace(layer, x)[0], list(x.split(5)), layer)
     torch.testing.assert_close(after.bias.detach(), wanted)
+
+
+def biased(activation=nn.ReLU, **settings):
+    """Channels of large means before a ReLU, then a layer that takes them."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6), activation(), nn.Conv2d(6, 4, 3, groups=2, **settings))
+    with torch.no_grad():
+        model[1].weight.uniform_(0.2, 1)
+        model[1].bias.copy_(torch.tensor([9.0, 4, 2, 0.5, -1, 6]))
+    return model
+
+
+def test_absorbed_biases_are_shift_less_three_scales_and_change_no_output():
+    """By the statistics of the data BatchNorm's shift and scale are mean and deviation of what it gives."""
+    model, x = biased(), torch.rand(64, 2, 8, 8, generator=torch.Generator().manual_seed(2))
+    model.train()
+    for _ in range(200):
+        model[:2](x)
+    model.eval()
+    expected = (model[1].bias - 3 * model[1].weight.abs()).detach().clamp(min=0)
+    fold(model, x)
+    before, taken, outer = model[1].bias.detach().clone(), model[3].bias.detach().clone(), model[3].weight.detach()
+    with torch.no_grad():
+        wanted, high = model(x), float(model[:3](x).amax())
+        told = Absorb().rewrite(model, trace(model, x)[0], list(x.split(16)))
+        shift = before - model[1].bias
+        assert told == [f"{int((expected > 0).sum())} channels in 1 place absorbed"]
+        torch.testing.assert_close(shift, expected, rtol=0.02, atol=0.02)
+        columns = torch.block_diag(*outer.sum((2, 3)).split(2))
+        torch.testing.assert_close(model[3].bias, taken + columns @ shift)
+        assert float(model[:3](x).amax()) < 0.7 * high, "the range of the activations is smaller"
+        far = (model(x) - wanted).abs()
+        assert float((far > 1e-5).float().mean()) < 0.3
+        assert float(far.mean()) < 2e-3 * float(wanted.std())
+        Absorb(times=50).rewrite(model, trace(model, x)[0], [x])
+        torch.testing.assert_close(model[1].bias, before - shift)
+
+
+def test_with_room_below_the_outputs_are_the_same():
+    model, x = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.rand(50, 3)
+    with torch.no_grad():
+        model[0].bias.fill_(5)
+        wanted = model(x)
+        Absorb().rewrite(model, trace(model, x)[0], x)
+        assert float((model[0].bias - 5).max()) < -1
+        assert float((model(x) - wanted).abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("model", [biased(nn.ReLU6), biased(padding=1), biased(bias=False), biased(nn.GELU)])
+def test_what_would_change_outputs_is_not_absorbed(model):
+    x = torch.rand(4, 2, 8, 8)
+    model.eval()
+    fold(model, x)
+    with torch.no_grad():
+        wanted = model(x)
+        assert Absorb().rewrite(model, trace(model, x)[0], x) == ["0 channels in 0 places absorbed"]
+        assert torch.equal(model(x), wanted)
+
+
+def test_relu6_keeps_its_channels_and_residual_streams_around_it_are_scaled():
+    """It clips at 6, so that a factor doesn't commute; the channels after the second layer are free."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 3, 1), nn.ReLU6(), nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)).eval()
+    x = 20 * torch.rand(2, 2, 4, 4)
+    graph, constants = trace(model, x)
+    spaces = spaces_of(graph, tensors_of(model) | constants)
+    assert [space.takers[0].weight for space in spaces] == ["3.weight"]
+    with torch.no_grad():
+        wanted, first = model(x), model[0].weight.clone()
+        assert Equalize().rewrite(model, graph) == ["4 channels in 1 place equalized"]
+        torch.testing.assert_close(model(x), wanted)
+        assert torch.equal(model[0].weight, first)
 
 
 RECIPE = """
