@@ -41,6 +41,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "eight_bit": {},
     "qsgd": {},
     "terngrad": {},
+    "terngrad, clip 1.5": {"clip": 1.5},
     "deep_gradient_compression": {"density": 0.01, "bits": 8, "clip": 1.0},
 }
 
@@ -104,7 +105,7 @@ def worker(options: argparse.Namespace) -> None:
     method, settings = options.worker, dict(METHODS[options.worker])
     if options.steps:
         data.count = options.steps
-    state = find("train/gradients", method)(**settings).on(whole) if method != "plain" else None
+    state = find("train/gradients", method.split(",")[0])(**settings).on(whole) if method != "plain" else None
     # Its momentum is the hook's; what is masked away of it makes the steps smaller, which a larger rate makes up for.
     # As in the paper, the rate is small in the beginning.
     deep = method == "deep_gradient_compression"

@@ -132,9 +132,11 @@ def _pairs(graph: Graph, state: dict[str, Tensor]) -> list[tuple[str, list[tuple
     def bias_of(index: int) -> tuple[str, int] | None:
         """A layer's bias, or the shift of the folded BatchNorm behind it; and which node gives the result."""
         layer, users = layer_of(graph.nodes[index]), of_nodes[index]
+        if layer is None:
+            return None
         follower = graph.nodes[users[0]] if len(users) == 1 and users[0] < len(graph.nodes) else None
         norm = norm_of(follower) if follower is not None else None
-        name, place = (layer.bias, index) if norm is None or layer is None else (norm.bias, users[0])
+        name, place = (layer.bias, index) if norm is None else (norm.bias, users[0])
         folded = norm is None or norm.weight is None or bool((state[norm.weight] == 1).all())
         if norm is not None:
             folded &= bool(((state[norm.var] + norm.eps - 1).abs() < 1e-5).all()) and not state[norm.mean].any()
