@@ -52,8 +52,21 @@ def test_refusals(call, net, folder):
         ran = call("hardware", net("build"), *SHAPE, *words)
         assert (ran.code, ran.error.count("\n")) == (code, 1), ran.error
         assert message in ran.error
-    (folder / "bad.toml").write_text("rows = 0")
-    assert "lacks the table [energy]" in call("hardware", net("build"), *SHAPE, "--device", "bad.toml").error
+    from lilliput.hardware.device import FOLDER
+
+    whole = (FOLDER / "eyeriss.toml").read_text("utf-8")
+    for text, message in (
+        ("rows = 0", "lacks the table [energy]"),
+        (whole.replace("rows = 12", "rows = 0"), "device bad: rows must be at least 1, it is 0"),
+        (whole.replace("clock = 200e6\n", ""), "device bad lacks clock"),
+        (whole.replace("buffer_bytes = 110592", "buffer_bytes = 2"), "layer '0': a buffer of 1 words is too small"),
+    ):
+        (folder / "bad.toml").write_text(text)
+        ran = call("hardware", net("build"), *SHAPE, "--device", "bad.toml")
+        assert (ran.code, ran.error.count("\n")) == (1, 1), ran.error
+        assert message in ran.error
+    ran = call("hardware", net("build"), "--input", "1x1x2x8")
+    assert (ran.code, ran.error.count("\n")) == (1, 1), ran.error
 
 
 def test_a_picture(call, net, compressed, tmp_path):

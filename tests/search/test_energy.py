@@ -6,12 +6,17 @@ from torch import nn
 
 from lilliput.core.budget import Budget
 from lilliput.core.errors import BudgetError, DeviceError
+from lilliput.core.recipe import Recipe, Rule
+from lilliput.factorize.svd import Svd
 from lilliput.file.write import size
 from lilliput.hardware.assess import assess
+from lilliput.hardware.dataflow import analyse
 from lilliput.hardware.device import Device
+from lilliput.hardware.layer import Layer
+from lilliput.quantize.uniform import Uniform
 from lilliput.run.load import fill
 from lilliput.search.candidates import candidates
-from lilliput.search.layers import code_bits, layers_of
+from lilliput.search.layers import as_run, code_bits, factors_of, layers_of
 from lilliput.search.plan import draft, plan
 from lilliput.train.compress import compress
 
@@ -101,3 +106,49 @@ def test_words_that_can():
     assert Budget(energy="40%").energies(200.0) == pytest.approx(80)
     assert Budget(energy="0.4x").energies(200.0) == pytest.approx(80)
     assert Budget(energy="2.5x less").energies(200.0) == pytest.approx(80)
+
+
+def test_factors_are_counted_as_a_chain():
+    """A linear layer and convolutions of a low rank: the chain's multiplications, by hand."""
+    weight = torch.randn(24, 6, 3, 3)
+    conv = Layer(6, 24, (10, 9), (3, 3), (2, 1), (1, 1), batch=2, input_density=0.5, name="conv")
+    chain = factors_of(conv, Svd(rank=2).pack(weight))
+    assert [each.name for each in chain] == ["conv"] * len(chain)
+    assert len(chain) == 2
+    assert chain[0].size == conv.size
+    assert chain[-1].output_size == conv.output_size
+    assert (chain[0].channels, chain[-1].filters) == (6, 24)
+    assert chain[0].filters == chain[1].channels == 2
+    assert sum(each.macs for each in chain) < conv.macs
+    assert [each.input_density for each in chain] == [0.5, 1.0]
+    line = Layer(40, 30, batch=3)
+    few, many = (factors_of(line, Svd(rank=rank, force=True).pack(torch.randn(30, 40))) for rank in (4, 25))
+    assert [each.macs for each in few] == [3 * 4 * 40, 3 * 4 * 30]
+    assert many == [line], "as many multiplications as the layer itself, or more"
+    assert factors_of(line, torch.randn(30, 40)) == factors_of(line, None) == [line]
+
+
+def test_factors_with_codes_cost_their_bits():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(40, 30)).eval()
+    recipe = Recipe((Rule(steps=(Svd(rank=4), Uniform(bits=4))),))
+    artifact = compress(model, recipe, example=torch.randn(1, 40))
+    chain = as_run([Layer(40, 30, name="0")], artifact.weights)
+    assert [each.weight_bits for each in chain] == [4, 4]
+    uncoded = compress(model, Recipe((Rule(steps=(Svd(rank=4),)),)), example=torch.randn(1, 40))
+    assert [each.weight_bits for each in as_run([Layer(40, 30, name="0")], uncoded.weights)] == [16, 16]
+
+
+def test_a_plan_charges_a_factorized_setting_for_its_factors():
+    """Of a plan's settings the factorized ones cost what the chain costs."""
+    from lilliput.search.energy import _of_setting
+
+    class Alone:
+        def forms(self, item, place):
+            return {"weight": Svd(rank=2).pack(torch.randn(30, 40, generator=torch.Generator().manual_seed(0)))}
+
+    line = Layer(40, 30)
+    spent = _of_setting(Alone(), None, 0, [(line, analyse(line, DEVICE))], DEVICE)
+    chain = [assess(Layer(40, 2), DEVICE), assess(Layer(2, 30), DEVICE)]
+    assert spent == pytest.approx(sum(each.energy.total for each in chain))
+    assert spent < assess(line, DEVICE).energy.total / 3

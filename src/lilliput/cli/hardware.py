@@ -68,11 +68,10 @@ def hardware(
         if compressed is not None:
             from lilliput.file.read import read
             from lilliput.run.load import fill
-            from lilliput.search.layers import code_bits
 
             artifact = read(compressed)
             smaller = fill(sources.model_of(model, given.weights), artifact)
-            after, more = _assessed(smaller, example, chosen, flows, code_bits(artifact.weights))
+            after, more = _assessed(smaller, example, chosen, flows, artifact.weights)
             notes += [note for note in more if note not in notes]
     if shown.picture is not None:
         _draw(shown.picture, chosen, found[flows[0]], after[flows[0]] if after else None)
@@ -154,14 +153,15 @@ def _device(name: str) -> Any:
 
 
 def _assessed(
-    network: Any, example: Any, device: Any, flows: list[str], codes: dict[str, int]
+    network: Any, example: Any, device: Any, flows: list[str], weights: Any
 ) -> tuple[dict[str, Any], list[str]]:
-    """By dataflow, what each layer costs; and notes."""
+    """By dataflow, what each layer costs, factorized ones each factor; and notes."""
     from lilliput.core.data import call
     from lilliput.hardware.assess import assess
-    from lilliput.search.layers import layers_of
+    from lilliput.search.layers import as_run, code_bits, layers_of
 
-    layers, notes = layers_of(network.eval(), lambda: call(network, example), device.word_bits, codes)
+    layers, notes = layers_of(network.eval(), lambda: call(network, example), device.word_bits, code_bits(weights))
+    layers = as_run(layers, weights, device.word_bits)
     return {flow: [assess(layer, device, flow) for layer in layers] for flow in flows}, notes
 
 
@@ -195,7 +195,9 @@ def _show(device: Any, flow: str, rows: Any, after: Any) -> None:
     table = terminal.new_table(*columns)
     total = sum(row.energy.total for row in rows)
     most = max(row.energy.total for row in rows) or 1.0
-    later = {row.layer.name: row for row in after or []}
+    later: dict[str, float] = {}
+    for row in after or []:
+        later[row.layer.name] = later.get(row.layer.name, 0.0) + row.energy.total
     for row in rows:
         layer, energy = row.layer, row.energy
         cells = [layer.name, f"{layer.macs:,}", percent(layer.weight_density), percent(layer.input_density)]
@@ -205,7 +207,7 @@ def _show(device: Any, flow: str, rows: Any, after: Any) -> None:
         cells += [percent(row.analysis.utilisation), row.by]
         if after:
             small = later.get(layer.name)
-            cells.append("–" if small is None else digits(small.energy.total / 1e6))
+            cells.append("–" if small is None else digits(small / 1e6))
         terminal.add_row(table, cells)
     terminal.show_table(table)
     sums = _total(rows)

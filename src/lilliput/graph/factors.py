@@ -92,14 +92,26 @@ def _chains(packed: Packed, name: str, nodes: Sequence[Node]) -> list[list[Any]]
 def _layers(packed: Packed, node: Node, name: str) -> list[Any] | None:
     """The chain for one user; None if the user stays as it is."""
     like = _like(node, packed.shape, name)
+    if like is None:
+        return None
+    chain = chain_of(packed, like)
+    if chain is None or node.operator != _EMBEDDING:
+        return chain if chain and multiplications(chain, like) < like.weight.numel() else None
+    return chain if all(isinstance(layer, nn.Linear) for layer in chain) else None
+
+
+def chain_of(packed: Packed, like: Any) -> list[Any] | None:
+    """Returns the layers that a factorized weight is in turn; None for weights of methods that don't factorize.
+
+    Args:
+        packed: a weight.
+        like: the linear layer or convolution in whose place they are to stand; its weight isn't looked at.
+    """
     make = getattr(weight_method(packed.method), "layers", None)
-    if like is None or make is None:
+    if make is None:
         return None
     parts = {part: unpack(value) for part, value in packed.parts.items()}
-    chain = list(make(replace(packed, parts=parts), like))
-    if node.operator == _EMBEDDING:
-        return chain if all(isinstance(layer, nn.Linear) for layer in chain) else None
-    return chain if multiplications(chain, like) < like.weight.numel() else None
+    return list(make(replace(packed, parts=parts), like))
 
 
 def multiplications(chain: Sequence[Any], like: Any) -> float:

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from lilliput.core.data import call
+from lilliput.core.packed import Packed
 from lilliput.file.artifact import Artifact
 from lilliput.graph.ir import Graph
 from lilliput.hardware.assess import assess
 from lilliput.hardware.device import Device
 from lilliput.hardware.energy import LEVELS, Energy
 from lilliput.run.load import fill
-from lilliput.search.layers import code_bits, layers_of
+from lilliput.search.layers import as_run, code_bits, layers_of
 
 PARTS = ("arithmetic", *LEVELS)
 """Where energy goes."""
@@ -81,18 +82,20 @@ def bill(artifact: Artifact, original: nn.Module, device: Device) -> Bill:
     example = values[0] if len(values) == 1 else tuple(values)
     smaller = fill(copy.deepcopy(original), artifact)
     before = _assessed(copy.deepcopy(original), example, device, {})
-    after = _assessed(smaller, example, device, code_bits(artifact.weights))
+    after = _assessed(smaller, example, device, artifact.weights)
     names = list(dict.fromkeys([*before, *after]))
     spent = {name: Spent(before.get(name, {}), after.get(name, {})) for name in names}
     return Bill(device.name, device.costs.unit, spent)
 
 
-def _assessed(model: nn.Module, example: Any, device: Device, codes: Mapping[str, int]) -> dict[str, dict[str, float]]:
-    """By layer, the energy of each part."""
+def _assessed(
+    model: nn.Module, example: Any, device: Device, weights: Mapping[str, Packed | Tensor]
+) -> dict[str, dict[str, float]]:
+    """By layer, the energy of each part; of factorized ones, of the chain of factors."""
     model.eval()
-    layers, _ = layers_of(model, lambda: call(model, example), device.word_bits, codes)
+    layers, _ = layers_of(model, lambda: call(model, example), device.word_bits, code_bits(weights))
     found: dict[str, dict[str, float]] = {}
-    for layer in layers:
+    for layer in as_run(layers, weights, device.word_bits):
         energy = _parts(assess(layer, device).energy)
         held = found.setdefault(layer.name, dict.fromkeys(PARTS, 0.0))
         found[layer.name] = {part: held[part] + energy[part] for part in PARTS}

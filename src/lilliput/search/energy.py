@@ -11,11 +11,12 @@ import torch
 from lilliput.core.data import call
 from lilliput.core.errors import BudgetError
 from lilliput.core.packed import Packed, unpack
+from lilliput.hardware.assess import assess
 from lilliput.hardware.dataflow import Analysis, analyse
 from lilliput.hardware.device import Device
 from lilliput.hardware.layer import Layer
 from lilliput.search.draft import Draft, Drafter
-from lilliput.search.layers import code_bits, layers_of
+from lilliput.search.layers import code_bits, factors_of, layers_of
 from lilliput.search.losses import Guide
 from lilliput.search.space import Item, Space
 from lilliput.solve.knapsack import knapsack
@@ -47,8 +48,8 @@ class Energies:
     def of(cls, space: Space, device: Device) -> Energies:
         """Assesses every setting: bits of its codes, and the part that isn't zero.
 
-        A setting without codes is computed with the device's own bits; a factorized one as the layer that its factors
-        multiply to, which is more than it may take. What goes into a layer has the zeros that it has uncompressed.
+        A setting without codes is computed with the device's own bits; a factorized one as the chain of its factors.
+        What goes into a layer has the zeros that it has uncompressed.
 
         Args:
             space: what can be chosen; its frame has an example.
@@ -82,11 +83,15 @@ def _of_setting(space: Space, item: Item, place: int, runs: Sequence[tuple[Layer
     if not runs:
         return 0.0
     ((name, form),) = space.forms(item, place).items()
-    value = unpack(form) if isinstance(form, Packed) else form
-    bits = min(device.word_bits, code_bits({name: form}).get(name, device.word_bits))
-    density = int(torch.count_nonzero(value)) / max(value.numel(), 1)
     total = 0.0
     for layer, analysis in runs:
+        chain = factors_of(layer, form, device.word_bits)
+        if chain != [layer]:
+            total += sum(assess(each, device).energy.total for each in chain)
+            continue
+        value = unpack(form) if isinstance(form, Packed) else form
+        bits = min(device.word_bits, code_bits({name: form}).get(name, device.word_bits))
+        density = int(torch.count_nonzero(value)) / max(value.numel(), 1)
         total += analysis.energy(replace(layer, weight_bits=bits, weight_density=density), device.costs).total
     return total
 

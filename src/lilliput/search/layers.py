@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from lilliput.core.errors import ModelError
 from lilliput.core.packed import Packed
+from lilliput.graph.factors import chain_of, multiplications
 from lilliput.hardware.assess import assess
 from lilliput.hardware.device import Device
 from lilliput.hardware.layer import Layer
@@ -157,6 +159,89 @@ def code_bits(weights: Mapping[str, Packed | Tensor]) -> dict[str, int]:
             distinct = len(set(codes[codes != 0].tolist()))
             found[name] = planes * max(1, math.ceil(math.log2(max(distinct, 1))))
     return found
+
+
+def factors_of(layer: Layer, weight: Packed | Tensor | None, bits: int = 16) -> list[Layer]:
+    """Returns the layers that run in the place of one: the chain of a factorized weight, where that multiplies less.
+
+    Args:
+        layer: from `layers_of`.
+        weight: what an artifact holds for it.
+        bits: of factors that hold no codes, and of what goes from one to the next.
+
+    Returns:
+        All of the layer's name; the layer alone if it isn't factorized.
+
+    >>> from lilliput.factorize.svd import Svd
+    >>> packed = Svd(rank=2).pack(torch.randn(10, 20))
+    >>> [(each.channels, each.filters) for each in factors_of(Layer(20, 10), packed)]
+    [(20, 2), (2, 10)]
+    """
+    like = _module(layer, weight.shape) if isinstance(weight, Packed) else None
+    if not isinstance(weight, Packed) or like is None:
+        return [layer]
+    chain = chain_of(weight, like)
+    if not chain or multiplications(chain, like) >= like.weight.numel():
+        return [layer]
+    coded = [code_bits({"": part}).get("", bits) for part in weight.parts.values() if _is_factor(part)]
+    word = min(bits, max(coded, default=bits))
+    found: list[Layer] = []
+    for factor in chain:
+        found.append(_factor(factor, found[-1] if found else None, layer, word))
+    return [*found[:-1], replace(found[-1], output_density=layer.output_density)]
+
+
+def _factor(factor: Any, before: Layer | None, layer: Layer, bits: int) -> Layer:
+    """One layer of the chain in another's place, behind the factor `before`."""
+    weight = factor.weight.detach()
+    plain = isinstance(factor, nn.Linear)
+    filters, channels = (weight.shape[0], weight.shape[1] * (1 if plain else factor.groups))
+    return Layer(
+        channels,
+        filters,
+        layer.size if before is None else before.output_size,
+        (1, 1) if plain else _pair(tuple(weight.shape[2:]), 1),
+        (1, 1) if plain else _pair(tuple(factor.stride), 1),
+        (0, 0) if plain else _pair(tuple(factor.padding), 0),
+        (1, 1) if plain else _pair(tuple(factor.dilation), 1),
+        1 if plain else factor.groups,
+        layer.batch,
+        weight_bits=bits,
+        input_bits=layer.input_bits,
+        output_bits=layer.output_bits,
+        weight_density=int(torch.count_nonzero(weight)) / max(weight.numel(), 1),
+        input_density=layer.input_density if before is None else 1.0,
+        name=layer.name,
+    )
+
+
+def as_run(layers: Sequence[Layer], weights: Mapping[str, Packed | Tensor], bits: int = 16) -> list[Layer]:
+    """Returns the layers of a compressed network, factorized ones as their chains; see `factors_of`.
+
+    Args:
+        layers: from `layers_of`, of the network with the unpacked weights.
+        weights: of its artifact.
+        bits: as in `factors_of`.
+    """
+    held = [weights.get(f"{layer.name}.weight", weights.get(layer.name)) for layer in layers]
+    return [each for layer, weight in zip(layers, held) for each in factors_of(layer, weight, bits)]
+
+
+def _is_factor(part: Packed | Tensor) -> bool:
+    """Whether a part of a packed weight is a factor, and no scale or number."""
+    return len(part.shape) > 1
+
+
+def _module(layer: Layer, shape: Sequence[int]) -> Any:
+    """A layer of torch without memory; None where there is none of a weight's shape."""
+    if len(shape) == 2:
+        return nn.Linear(shape[1], shape[0], bias=False, device="meta")
+    if len(shape) not in (3, 4):
+        return None
+    kind: Any = nn.Conv1d if len(shape) == 3 else nn.Conv2d
+    axes = slice(1, 2) if len(shape) == 3 else slice(0, 2)
+    sizes = (tuple(shape[2:]), layer.stride[axes], layer.padding[axes], layer.dilation[axes], layer.groups)
+    return kind(layer.channels, layer.filters, *sizes, bias=False, device="meta")
 
 
 def _convolution(
