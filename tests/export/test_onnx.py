@@ -1,5 +1,6 @@
 """Each operator gives in ONNX Runtime what it gives in torch, at other sizes too where they are open."""
 
+import numpy as np
 import onnx
 import onnxruntime
 import pytest
@@ -10,9 +11,12 @@ from torch.nn import functional
 import lilliput
 from lilliput import Recipe, Rule
 from lilliput.core.errors import ModelError
+from lilliput.export.few_bits import few_of
 from lilliput.export.onnx import to_onnx
 from lilliput.graph.structure import tensors_in
 from lilliput.graph.trace import trace
+from lilliput.quantize.uniform import Uniform
+from lilliput.run.native import Native
 
 
 class Of(nn.Module):
@@ -299,3 +303,69 @@ def test_levels_before_shared_weights_stay_operators():
     artifact = lilliput.compress(model, recipe, [x])
     one, two = lilliput.load(artifact, engine="onnxruntime")(x), lilliput.load(artifact)(x)
     assert float(functional.cosine_similarity(one.flatten(), two.detach().flatten(), dim=0)) > 0.9995
+
+
+FEW = {
+    "8 bits, rows": (8, "row", 16, True),
+    "4 bits, rows": (4, "row", 16, True),
+    "4 bits, one scale": (4, "tensor", 16, True),
+    "4 bits, groups": (4, "group", 32, True),
+    "4 bits, zero points": (4, "group", 32, False),
+    "3 bits": (3, "row", 16, True),
+    "2 bits, groups": (2, "group", 96, True),
+    "2 bits, zero points": (2, "row", 16, False),
+}
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_few_bits_stay_few_and_give_what_the_weights_give(name):
+    bits, per, group, symmetric = FEW[name]
+    torch.manual_seed(0)
+    layer = nn.Linear(192, 40)
+    packed = Uniform(bits=bits, per=per, group=group, symmetric=symmetric).pack(layer.weight)
+    weight = Uniform.unpack(packed)
+    graph, _ = trace(layer.eval(), (torch.randn(2, 5, 192),))
+    x = torch.randn(3, 5, 192)
+    wanted = functional.linear(x, weight, layer.bias).detach()
+    made = {
+        few: to_onnx(graph, {"weight": weight, "bias": layer.bias}, {"weight": packed}, few=few) for few in (0, 1, 4)
+    }
+    held = {few: [node for node in one.graph.node if node.op_type == "MatMulNBits"] for few, one in made.items()}
+    wide = 4 if 2 < bits <= 4 else bits
+    assert [len(held[few]) for few in (0, 1, 4)] == [0, wide == 4, 1]
+    assert {a.name: a.i for a in held[4][0].attribute}["bits"] == wide
+    assert made[4].ByteSize() < 192 * 40 * wide / 8 + 40 * 12 * 5 + 1500
+    for few, near in ((1, 1e-5), (4, 0.02)):
+        session = onnxruntime.InferenceSession(made[few].SerializeToString(), providers=["CPUExecutionProvider"])
+        found = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
+        assert (found - wanted).norm() < near * wanted.norm()
+
+
+@pytest.mark.parametrize("inputs", [10, 40, 100, 130])
+def test_rows_that_no_block_divides_are_filled_up(inputs):
+    torch.manual_seed(0)
+    for symmetric in (True, False):
+        packed = Uniform(bits=4, symmetric=symmetric).pack(torch.randn(7, inputs))
+        few = few_of(packed)
+        each = few.codes.reshape(7, -1, 1) >> np.array([0, 4], np.uint8) & 15
+        values = each.reshape(7, -1, few.block).astype(float)
+        zero = 8 if few.zero is None else (few.zero.reshape(7, -1, 1) >> np.array([0, 4], np.uint8) & 15).reshape(7, -1)
+        zero = zero if few.zero is None else zero[:, : values.shape[1], None]
+        whole = ((values - zero) * few.scale[..., None]).reshape(7, -1)
+        assert np.allclose(whole[:, :inputs], Uniform.unpack(packed).numpy(), atol=1e-6)
+        assert not whole[:, inputs:].any()
+
+
+def test_native_hands_layers_of_few_bits_to_onnx_runtime(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(1024, 1024), nn.ReLU(), nn.Linear(1024, 10)).eval()
+    text = '[[rule]]\nsteps = [{method = "quantize/uniform", bits = 4, per = "group", group = 64}]'
+    artifact = lilliput.compress(model, Recipe.loads(text), example=torch.randn(1, 1024))
+    x = torch.randn(3, 1024)
+    wanted = lilliput.load(artifact, engine="dense")(x).detach()
+    for tolerance, near in ((0.01, 0.03), (0.001, 1e-5)):
+        net = lilliput.load(artifact, engine=Native(timed=False, tolerance=tolerance))
+        assert all("4 bits" in str(layer) for layer in net.chosen.layers)
+        assert (net(x).detach() - wanted).norm() < near * wanted.norm()
+    artifact.export(tmp_path / "net.onnx")
+    assert (tmp_path / "net.onnx").stat().st_size < 0.16 * 4 * 1024 * 1034

@@ -163,6 +163,7 @@ def test_timed_kernels_are_beside_floats(monkeypatch):
         "mine": 1.0,
         "kernels": 1.0,
         "ONNX Runtime": 3.0,
+        "floats": 3.0,
         "torch": 4.0,
         "uncompressed": 3.0,
         "OpenVINO": 9.0,

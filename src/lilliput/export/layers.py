@@ -16,6 +16,8 @@ from lilliput.graph.ir import TensorRef
 @rule("linear")
 def _linear(w: Writer, a: Arguments) -> Any:
     bias = [w.x(a["bias"])] if a["bias"] is not None else []
+    if isinstance(a["weight"], TensorRef) and a["weight"].name in w.few:
+        return w.few_bits(w.x(a["input"]), w.few[a["weight"].name], bias)
     if w.rank(a["input"]) == 2:
         return w("Gemm", w.x(a["input"]), *_parts(w, a), transB=1)
     weight = a["weight"]

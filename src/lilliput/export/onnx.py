@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lilliput.core.packed import Packed
+from lilliput.export.few_bits import few_layers
 from lilliput.export.quantized import coded_layers, levels_in
 from lilliput.export.sizes import Info, infos_of
 from lilliput.export.writer import OPSET, RULES, Unsupported, Writer, input_name, kind_of
@@ -31,6 +32,7 @@ def to_onnx(
     packed: Mapping[str, Packed | Tensor] | None = None,
     infos: Sequence[Any] | None = None,
     sums: bool = False,
+    few: int = 0,
 ) -> onnx.ModelProto:
     """Translates a graph, open sizes included.
 
@@ -45,6 +47,8 @@ def to_onnx(
         packed: its weights as an artifact holds them, by name.
         infos: of its nodes, where they are known.
         sums: the engine has fast convolutions of integers with floats for results: 8 bits there, too.
+        few: weights of linear layers in 2, 4 or 8 bits stay so, by ONNX Runtime's own operator MatMulNBits, which
+            computes as this says (`few_bits.FLOATS`, `few_bits.INTEGERS`); 0: they become floats.
 
     Returns:
         A model of opset 20. Inputs have the graph's names; outputs are `output_0`, `output_1`, ... in the order of the
@@ -63,7 +67,10 @@ def to_onnx(
         ['Gemm', 'Relu', 'Identity']
     """
     coded, levels = coded_layers(graph, packed or {}, levels_in(graph), sums)
-    return finished(Writer(graph, tensors, infos_of(graph, tensors) if infos is None else infos, coded), levels)
+    writer = Writer(graph, tensors, infos_of(graph, tensors) if infos is None else infos, coded)
+    if few:
+        writer.few, writer.products = few_layers(graph, packed or {}, coded, few), few
+    return finished(writer, levels, "com.microsoft" if writer.few else "")
 
 
 def finished(writer: Writer, levels: Mapping[int, Any], domain: str = "") -> onnx.ModelProto:

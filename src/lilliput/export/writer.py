@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lilliput.core.errors import ModelError, NotInstalled
+from lilliput.export.few_bits import FLOATS, Few
 from lilliput.export.quantized import Codes, Levels
 from lilliput.export.sizes import Info
 from lilliput.graph.ir import Graph, InputRef, Node, NodeRef, TensorRef
@@ -89,6 +90,8 @@ class Writer:
     ) -> None:
         self.graph, self.tensors, self.infos = graph, tensors, infos
         self.coded = coded or {}
+        self.few: dict[str, Few] = {}
+        self.products = FLOATS
         self.levels: dict[int, Levels] = {}
         self.values: list[Any] = []
         self.nodes: list[Any] = []
@@ -147,6 +150,21 @@ class Writer:
         scale = held.scale if len(held.scale) > 1 else held.scale.reshape(())
         axis = (1 if turned else 0) if scale.ndim else None
         return str(self("DequantizeLinear", codes, self.constant(scale), axis=axis))
+
+    def few_bits(self, source: str, held: Few, bias: Sequence[str]) -> str:
+        """Multiplies by a weight of few bits; see `few_bits`.
+
+        Args:
+            source: what goes in.
+            held: the weight.
+            bias: its name, or nothing.
+        """
+        zero = "" if held.zero is None else self.constant(held.zero)
+        parts = [self.constant(held.codes), self.constant(held.scale), zero]
+        given = {"K": held.inputs, "N": len(held.codes), "bits": held.bits, "block_size": held.block}
+        level = self.products
+        found = str(self("MatMulNBits", source, *parts, domain="com.microsoft", accuracy_level=level, **given))
+        return str(self("Add", found, bias[0])) if bias else found
 
     def x(self, ref: Any) -> str:
         """Returns the name of the tensor that a reference stands for."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lilliput.core.errors import LilliputError, MethodError, NotInstalled
 from lilliput.core.packed import Packed
+from lilliput.export.few_bits import FLOATS, INTEGERS, Few, few_layers
 from lilliput.export.quantized import coded_layers, levels_in
 from lilliput.export.sizes import infos_of
 from lilliput.file.artifact import Artifact
@@ -178,7 +179,17 @@ class Chooser:
     @property
     def rewritten(self) -> bool:
         """Whether ONNX Runtime gets another network than one of floats."""
-        return bool(self.found.replaced or self.coded)
+        return bool(self.found.replaced or self.coded or self.few)
+
+    @cached_property
+    def few(self) -> Mapping[str, Few]:
+        """The weights that ONNX Runtime gets in 2, 4 or 8 bits."""
+        return few_layers(self.found.graph, self.artifact.weights, self.coded, self.level)
+
+    @property
+    def level(self) -> int:
+        """How ONNX Runtime multiplies by those: by integers where an error of 0.7 % is allowed."""
+        return INTEGERS if self.tolerance >= 0.01 else FLOATS
 
     def of(self, line: Line) -> Callable[[], Any]:
         """A call of a line on the example."""
@@ -345,9 +356,10 @@ class Chooser:
     def stretch(self, piece: Piece, engine: str, packed: Mapping[str, Any]) -> tuple[Any, str]:
         """What runs a piece, and its name: torch where ONNX can't say it."""
         if engine != TORCH:
-            build = in_onnx if engine == ONNX else in_openvino
             try:
-                return build(piece, self.tensors, packed), engine
+                if engine == ONNX:
+                    return in_onnx(piece, self.tensors, packed, self.level), engine
+                return in_openvino(piece, self.tensors, packed), engine
             except LilliputError as error:
                 self.notes.append(f"a stretch of {len(piece.nodes)} operators runs in torch: {error}")
         return in_torch(piece, self.tensors), TORCH
@@ -376,7 +388,9 @@ class Chooser:
                 found.append(Layer(layer.weight, kernel.kind, kernel.seconds, kernel.beside))
             else:
                 engine = way if way in {TORCH, OPENVINO} else ONNX if installed() else TORCH
-                found.append(Layer(layer.weight, f"{engine}, {'integers' if layer.weight in coded else 'floats'}"))
+                words = "integers" if layer.weight in coded else "floats"
+                few = self.few.get(layer.weight) if way in {ONNX, "kernels"} else None
+                found.append(Layer(layer.weight, f"{engine}, {words if few is None else f'{few.bits} bits'}"))
         return tuple(found)
 
 

@@ -84,8 +84,14 @@ def in_torch(piece: Piece, tensors: Mapping[str, Tensor]) -> Call:
     return call
 
 
-def in_onnx(piece: Piece, tensors: Mapping[str, Tensor], packed: Mapping[str, Any]) -> Call:
+def in_onnx(piece: Piece, tensors: Mapping[str, Tensor], packed: Mapping[str, Any], few: int = 0) -> Call:
     """Runs a piece in ONNX Runtime.
+
+    Args:
+        piece: of a graph.
+        tensors: what it uses, by name.
+        packed: weights as an artifact holds them.
+        few: how linear layers with weights of 2, 4 or 8 bits are computed, see `to_onnx`.
 
     Raises:
         ModelError: it has no counterpart in ONNX.
@@ -93,7 +99,7 @@ def in_onnx(piece: Piece, tensors: Mapping[str, Tensor], packed: Mapping[str, An
     """
     from lilliput.export.onnx import to_onnx
 
-    session = session_of(to_onnx(piece.graph, tensors, packed, piece.infos).SerializeToString())
+    session = session_of(to_onnx(piece.graph, tensors, packed, piece.infos, few=few).SerializeToString())
     names = {spec.name: place for place, spec in enumerate(piece.graph.inputs)}
     fed = [(entry.name, names[entry.name]) for entry in session.get_inputs()]
     dtypes = [spec.dtype for spec in piece.graph.inputs]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib
 from dataclasses import dataclass
 from os import PathLike
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from lilliput.core.errors import ModelError, NotInstalled
+from lilliput.export.few_bits import FLOATS, INTEGERS
 from lilliput.file.artifact import Artifact
 from lilliput.file.atomic import write_pieces
 from lilliput.graph.factors import factored
@@ -24,10 +25,16 @@ class OnnxRuntime:
     """Two to four times as fast as plain PyTorch on most networks. `pip install 'lilliput[onnx]'`.
 
     Where a layer's input is on at most 256 levels and its weight in 8 bits, symmetric (`quantize/uniform`), it is
-    computed with integers; other weights are unpacked. As many threads as `torch.get_num_threads()` says when the
-    network is loaded.
+    computed with integers. Linear layers whose weights alone have 2, 4 or 8 bits keep these (one scale, or one a row
+    or group of 16 k weights), by ONNX Runtime's own operator. Other weights are unpacked. As many threads as
+    `torch.get_num_threads()` says when the network is loaded.
+
+    Attributes:
+        products: by what such layers multiply: `"integers"`, for which their inputs are put on 8-bit levels while they
+            run, with an error of some 0.7 % of the result; or `"floats"`, exact, where only 4 bits stay 4 bits.
     """
 
+    products: Literal["integers", "floats"] = "integers"
     suffix: ClassVar[str] = ".onnx"
 
     def load(self, artifact: Artifact) -> nn.Module:
@@ -40,7 +47,7 @@ class OnnxRuntime:
             ModelError: no graph, or an operator that has no counterpart in ONNX.
             NotInstalled: onnxruntime or onnx is missing.
         """
-        graph, data = _translated(artifact)
+        graph, data = _translated(artifact, self.products)
         return OnnxModule(graph, data)
 
     def export(self, artifact: Artifact, path: str | PathLike[str]) -> None:
@@ -53,7 +60,7 @@ class OnnxRuntime:
         Raises:
             Errors: as `load`.
         """
-        _, data = _translated(artifact)
+        _, data = _translated(artifact, self.products)
         write_pieces(path, (data,))
 
 
@@ -105,7 +112,7 @@ def _value(graph: Graph, ref: Any, result: Tensor) -> Any:
     return result
 
 
-def _translated(artifact: Artifact) -> tuple[Graph, bytes]:
+def _translated(artifact: Artifact, products: str) -> tuple[Graph, bytes]:
     if artifact.graph is None:
         why = dict(artifact.facts.get("notes", {})).get("graph", "none")
         raise ModelError(f"the file holds no graph ({why}): ONNX needs one; compress with data or example=")
@@ -115,7 +122,8 @@ def _translated(artifact: Artifact) -> tuple[Graph, bytes]:
     found = factored(artifact.graph, artifact.weights)
     state = {name: artifact.weight(name) for name in artifact.weights if name not in found.replaced}
     tensors = {**state, **found.tensors, **artifact.constants}
-    return artifact.graph, to_onnx(found.graph, tensors, artifact.weights).SerializeToString()
+    few = INTEGERS if products == "integers" else FLOATS
+    return artifact.graph, to_onnx(found.graph, tensors, artifact.weights, few=few).SerializeToString()
 
 
 def _package(name: str) -> Any:

@@ -149,17 +149,26 @@ class Inverted(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A vision transformer (Dosovitskiy et al. 2021, arXiv 2010.11929): two blocks, a class token, 16 patches."""
+    """A vision transformer (Dosovitskiy et al. 2021, arXiv 2010.11929) with a class token and three heads.
 
-    def __init__(self) -> None:
+    Args:
+        width: of a token.
+        depth: number of blocks.
+        patch: side of a patch; there are `patches` of them.
+        patches: see `patch`.
+        classes: that it tells apart.
+    """
+
+    def __init__(self, width: int = 24, depth: int = 2, patch: int = 8, patches: int = 16, classes: int = 10) -> None:
         super().__init__()
-        self.patches = nn.Conv2d(3, 24, 8, 8)
-        self.token, self.places = nn.Parameter(torch.randn(1, 1, 24)), nn.Parameter(torch.randn(1, 17, 24))
-        self.blocks = nn.ModuleList(_Attends(24, 3) for _ in range(2))
-        self.norm, self.head = nn.LayerNorm(24), nn.Linear(24, 10)
+        self.patches = nn.Conv2d(3, width, patch, patch)
+        self.token = nn.Parameter(torch.randn(1, 1, width))
+        self.places = nn.Parameter(torch.randn(1, patches + 1, width))
+        self.blocks = nn.ModuleList(_Attends(width, 3) for _ in range(depth))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """N x 3 x 32 x 32 to N x 10."""
+        """N x 3 x H x W to N x classes."""
         x = self.patches(x).flatten(2).transpose(1, 2)
         x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.places
         for block in self.blocks:
