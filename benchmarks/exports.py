@@ -2,9 +2,9 @@
 
     python benchmarks/exports.py [--networks mobilenet_v2 ...] [--engines onnxruntime ...] [--table]
 
-Engines are found by name in `run/`: a new one joins by its file. MobileNetV2 and ResNet-18 (pytorchcv's, random weights,
+Engines are found by name in `run/`: a new one joins by its file. MobileNetV2 and ResNet-18 (pytorchcv, random weights,
 norms as after some batches), VGG-16's convolutions with a mean behind them, ViT-tiny (192 wide, 12 blocks, random),
-EfficientNet-Lite0 with its ImageNet weights; 224 x 224, a batch of one, one thread. Weights of 8 bits a row, activations
+EfficientNet-Lite0 with ImageNet weights; 224 x 224, a batch of one, one thread. Weights of 8 bits a row, activations
 of 8 bits, ranges as wide as what 8 pictures gave, for our export as for the peers: `quantize_static` of onnxruntime,
 and NNCF for OpenVINO (in an environment of its own, as for `ptq.py`). The packages of ncnn and MNN hold no quantizer of
 activations. In each row floats, our export and the peer take turns: medians of processor time; only ratios mean much.

@@ -9,6 +9,7 @@ from torch import nn
 import lilliput
 from lilliput.core.errors import ModelError
 from lilliput.run import weigh
+from lilliput.run.openvino import Openvino
 from lilliput.run.torch_sparse import TorchSparse
 
 ENGINES = ["torch_sparse", "onnxruntime"] + ["openvino"] * (importlib.util.find_spec("openvino") is not None)
@@ -105,3 +106,19 @@ def test_memory_is_that_of_the_network(tmp_path):
     big.save(tmp_path / "net.safetensors")
     assert 10e6 < weigh.weigh(tmp_path / "net.safetensors", "dense", 1) < 60e6
     assert weigh.weigh(tmp_path / "no.safetensors", "dense", 1) is None
+
+
+@pytest.mark.skipif("openvino" not in ENGINES, reason="openvino isn't installed")
+@pytest.mark.parametrize(("bits", "kind"), [(4, "u4"), (2, "u2"), (8, "u8")])
+def test_openvino_keeps_few_bits(tmp_path, bits, kind):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(256, 96), nn.ReLU(), nn.Linear(96, 5)).eval(), torch.randn(3, 256)
+    text = f'[[rule]]\nsteps = [{{method = "quantize/uniform", bits = {bits}, per = "group", group = 32}}]'
+    artifact = lilliput.compress(model, lilliput.Recipe.loads(text), example=x)
+    artifact.export(tmp_path / "net.xml", engine="openvino")
+    assert f'element_type="{kind}"' in (tmp_path / "net.xml").read_text()
+    assert (tmp_path / "net.bin").stat().st_size < (256 + 5) * 96 * (bits / 8 + 4 / 32 + 1 / 32) + 2000
+    wanted = lilliput.load(artifact, engine="dense")(x).detach()
+    for products, near in (("integers", 0.03), ("floats", 1e-5)):
+        found = lilliput.load(artifact, engine=Openvino(products=products))(x)
+        assert (found - wanted).norm() < near * wanted.norm()

@@ -130,7 +130,8 @@ def _spread(values: Array, sizes: tuple[int, int, int, int]) -> Array:
     blocks = -(-inputs // block)
     if values.size <= rows and group == inputs:
         return np.broadcast_to(values.reshape(-1, 1), (rows, blocks))
-    return values.reshape(rows, inputs // group).repeat(group // block, 1)
+    found: Array = values.reshape(rows, inputs // group).repeat(group // block, 1)
+    return found
 
 
 def _packed(values: Array, bits: int) -> Array:
@@ -138,4 +139,5 @@ def _packed(values: Array, bits: int) -> Array:
     each = 8 // bits
     padded = np.pad(values.astype(np.uint8), [(0, 0)] * (values.ndim - 1) + [(0, -values.shape[-1] % each)])
     parts = padded.reshape(*values.shape[:-1], -1, each)
-    return np.bitwise_or.reduce(parts << (np.arange(each, dtype=np.uint8) * bits), -1).astype(np.uint8)
+    found: Array = np.bitwise_or.reduce(parts << (np.arange(each, dtype=np.uint8) * bits), -1).astype(np.uint8)
+    return found

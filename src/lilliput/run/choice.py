@@ -359,7 +359,8 @@ class Chooser:
             try:
                 if engine == ONNX:
                     return in_onnx(piece, self.tensors, packed, self.level), engine
-                return in_openvino(piece, self.tensors, packed), engine
+                products = "integers" if self.level == INTEGERS else "floats"
+                return in_openvino(piece, self.tensors, packed, products=products), engine
             except LilliputError as error:
                 self.notes.append(f"a stretch of {len(piece.nodes)} operators runs in torch: {error}")
         return in_torch(piece, self.tensors), TORCH

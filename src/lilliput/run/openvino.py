@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from lilliput.core.errors import ModelError, NotInstalled
+from lilliput.export.few_bits import INTEGERS
 from lilliput.export.sizes import infos_of
 from lilliput.file.artifact import Artifact
 from lilliput.file.atomic import write_pieces
@@ -33,13 +34,16 @@ class Openvino:
 
     Floats are computed in float32, unless `precision` says otherwise: by itself OpenVINO takes bfloat16 where the
     processor has it. Layers whose weights (`quantize/uniform`, symmetric) and inputs have 8 bits are computed with
-    integers, also before a residual sum.
+    integers, also before a residual sum. Linear layers whose weights alone have 2, 4 or 8 bits keep these.
 
     Attributes:
         precision: `"f32"` or `"bf16"`.
+        products: by what layers of few bits multiply: `"integers"`, for which their inputs are put on 8-bit levels
+            while they run, with an error of some 0.5 % of the result; or `"floats"`.
     """
 
     precision: str = "f32"
+    products: Literal["integers", "floats"] = "integers"
 
     suffix: ClassVar[str] = ".xml"
 
@@ -62,7 +66,10 @@ class Openvino:
         pieces = pieces_of(graph, infos_of(graph, tensors), ())
         line = Line(
             graph,
-            [Part(p, in_openvino(p, tensors, artifact.weights, self.precision), "OpenVINO") for p in pieces],
+            [
+                Part(p, in_openvino(p, tensors, artifact.weights, self.precision, self.products), "OpenVINO")
+                for p in pieces
+            ],
             tensors,
         )
         return NativeModule(graph, tensors, Chosen(line, (), {}, "openvino"))
@@ -94,7 +101,13 @@ class Openvino:
             write_pieces(target, (made.read_bytes(),))
 
 
-def in_openvino(piece: Piece, tensors: Mapping[str, Tensor], packed: Mapping[str, Any], precision: str = "f32") -> Call:
+def in_openvino(
+    piece: Piece,
+    tensors: Mapping[str, Tensor],
+    packed: Mapping[str, Any],
+    precision: str = "f32",
+    products: str = "integers",
+) -> Call:
     """Runs a piece in OpenVINO.
 
     Args:
@@ -102,6 +115,7 @@ def in_openvino(piece: Piece, tensors: Mapping[str, Tensor], packed: Mapping[str
         tensors: what it uses, by name.
         packed: weights as an artifact holds them.
         precision: of floats.
+        products: see `Openvino`.
 
     Raises:
         ModelError: it has no counterpart in ONNX, or OpenVINO can't read that.
@@ -114,6 +128,8 @@ def in_openvino(piece: Piece, tensors: Mapping[str, Tensor], packed: Mapping[str
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "NUM_STREAMS": 1,
     }
+    if products == "floats":
+        settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0
     compiled = runtime.Core().compile_model(model, "CPU", settings)
     names = {spec.name: place for place, spec in enumerate(piece.graph.inputs)}
     order = [names[port.get_any_name()] for port in compiled.inputs]
@@ -132,7 +148,7 @@ def in_openvino(piece: Piece, tensors: Mapping[str, Tensor], packed: Mapping[str
 def _read(runtime: Any, graph: Any, tensors: Any, packed: Any, infos: Any = None) -> Any:
     from lilliput.export.onnx import to_onnx
 
-    data = to_onnx(graph, tensors, packed, infos, sums=True).SerializeToString()
+    data = to_onnx(graph, tensors, packed, infos, sums=True, few=INTEGERS).SerializeToString()
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             return runtime.Core().read_model(model=data, weights=b"")
