@@ -146,6 +146,24 @@ def test_quantized_layers_run_through_their_units():
     assert torch.equal(unit.linear(unit.encode(values), inputs.abs() % 16), inputs.abs() % 16 @ values.long().T)
 
 
+def test_a_quantized_layer_is_bit_equal_to_the_kernel_that_serves_it():
+    """Whole numbers go in and the scale is a power of two, so that the kernel's float32 sums are exact too."""
+    from lilliput.graph.ir import InputRef, Node, TensorRef
+    from lilliput.kernels.found import serving
+    from lilliput.quantize.ternary import Ternary
+
+    torch.manual_seed(0)
+    packed = Ternary(per="tensor").pack(torch.randint(-1, 2, (16, 64)) / 8.0 * (torch.rand(16, 64) < 0.3))
+    inputs = torch.randint(-128, 128, (5, 64))
+    made = list(serving(packed, Node("aten.linear.default", (InputRef(0), TensorRef("weight"), None))))
+    assert made
+    scale, unit = float(packed.parts["scale"]), Skip(8)
+    assert scale == 0.125
+    sums = unit.linear(unit.encode((Ternary.unpack(packed) / scale).round()), inputs)
+    for name, module in made:
+        assert torch.equal(module(inputs.float()), sums.float() * scale), name
+
+
 def test_costs_are_ordered():
     costs = [unit.cost.energy for unit in (SignFlip(8), Skip(8), Shift(8, 0, 2), ShiftAdd(8, 1), ShiftAdd(8, 2))]
     assert costs == sorted(costs)
