@@ -148,6 +148,25 @@ def test_bias_correction_of_weights_alone_is_their_error_times_the_mean_input():
     torch.testing.assert_close(after.bias.detach(), wanted)
 
 
+def test_bias_correction_behind_batchnorm_and_relu_is_the_papers_closed_form():
+    """E[relu(x)] = g phi(-b/g) + b (1 - Phi(-b/g)) for x of mean b and deviation g; b -= (W~ - W) E[x]."""
+    shift, scale = torch.tensor([1.0, -0.5, 0.0, 2.0]), torch.tensor([0.5, 1.0, 2.0, 0.3])
+    unit = torch.special.ndtri((torch.rand(4, 40_000, generator=torch.Generator().manual_seed(0)) + 1e-6) / 1.00001)
+    x = torch.relu(shift + scale * unit.T)
+    normal = torch.distributions.Normal(0.0, 1.0)
+    ratio = -shift / scale
+    mean = scale * normal.log_prob(ratio).exp() + shift * (1 - normal.cdf(ratio))
+    torch.manual_seed(0)
+    layer = nn.Linear(4, 3)
+    after = copy.deepcopy(layer)
+    with torch.no_grad():
+        after.weight.copy_((4 * after.weight).round() / 4)
+        wanted = layer.bias - (after.weight - layer.weight) @ mean
+    BiasCorrection().rewrite(after, trace(layer, x[:4])[0], [x], layer)
+    torch.testing.assert_close(after.bias.detach(), wanted, rtol=0, atol=0.005)
+    assert float((after.bias - layer.bias).detach().abs().max()) > 0.02
+
+
 def biased(activation=nn.ReLU, **settings):
     """Channels of large means before a ReLU, then a layer that takes them."""
     torch.manual_seed(0)
