@@ -46,6 +46,7 @@ def test_this_machine_is_measured():
     device = this_machine()
     assert 1e8 < device.peak < 1e14
     assert 1e8 < device.bandwidth < 1e13
+    assert Device.loads(device.dumps(), "this") == device, "it can be kept as a file"
 
 
 def test_every_device_that_comes_along_is_whole():

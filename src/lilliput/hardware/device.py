@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
+import json
 import math
 import tomllib
 from dataclasses import dataclass, field, fields, replace
@@ -118,6 +119,17 @@ class Device:
             text, called = (FOLDER / f"{name}.toml").read_text("utf-8"), str(name)
         return cls.loads(text, called)
 
+    def dumps(self) -> str:
+        """Returns the device as TOML text, such as `roofline.this_machine()` to be kept; the name isn't in it.
+
+        >>> tpu = Device.load("tpu_v1")
+        >>> Device.loads(tpu.dumps(), "tpu_v1") == tpu
+        True
+        """
+        own = [f"{f.name} = {_toml(getattr(self, f.name))}" for f in fields(self) if f.name not in {"name", "costs"}]
+        costs = [f"{f.name} = {_toml(getattr(self.costs, f.name))}" for f in fields(self.costs)]
+        return "\n".join([*own, "", "[energy]", *costs]) + "\n"
+
     @classmethod
     def loads(cls, text: str, name: str = "device") -> Device:
         """Makes a device of TOML text; see `load`."""
@@ -131,6 +143,11 @@ class Device:
         costs = Costs(**_checked(energy, Costs, f"{name}: [energy]", {f.name for f in fields(Costs)}))
         needed = {f.name for f in fields(cls)} - {"name", "costs", "about", "dataflow"}
         return cls(name, costs=costs, **_checked(entries, cls, name, needed))
+
+
+def _toml(value: str | float) -> str:
+    """A number or a text as TOML writes it; JSON's strings are TOML's."""
+    return json.dumps(value) if isinstance(value, str) else repr(value)
 
 
 def _checked(entries: dict[str, Any], kind: type[Any], where: str, needed: set[str]) -> dict[str, Any]:
