@@ -210,7 +210,7 @@ def whole() -> dict[str, float]:
         return y
 
     nets: dict[str, Callable[[], Any]] = {"torch": lambda: model(x), "classifier alone, torch": classify}
-    for name, engine in (("onnxruntime", "onnxruntime"), ("native", Native(timed=False))):
+    for name, engine in (("onnxruntime", "onnxruntime"), ("native", Native())):
         loaded = lilliput.load(artifact, engine=engine)
         nets[name] = lambda net=loaded: net(x)  # type: ignore[misc]
     times: dict[str, list[float]] = {name: [] for name in nets}
