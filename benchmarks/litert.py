@@ -11,6 +11,7 @@ network; results are kept a network at a time. Writes `benchmarks/results/litert
 """
 
 import argparse
+import importlib
 import json
 import tempfile
 from dataclasses import dataclass
@@ -43,12 +44,11 @@ class Settings:
     recipe: str = RECIPE
 
 
-def of_pytorchcv(name):
+def of_pytorchcv(file, name):
     """A network with random weights, pictures to calibrate on, and others."""
-    from pytorchcv.model_provider import get_model
-
     torch.manual_seed(0)
-    model = get_model(name)
+    # Its list of all networks needs torchvision.
+    model = getattr(importlib.import_module(f"pytorchcv.models.{file}"), name)()
     model.train()
     with torch.no_grad():
         for _ in range(3):
@@ -66,8 +66,8 @@ def efficientnet_lite0():
 
 NETWORKS = {
     "efficientnet_lite0": efficientnet_lite0,
-    "mobilenet_v2": lambda: of_pytorchcv("mobilenetv2_w1"),
-    "resnet18": lambda: of_pytorchcv("resnet18"),
+    "mobilenet_v2": lambda: of_pytorchcv("mobilenetv2", "mobilenetv2_w1"),
+    "resnet18": lambda: of_pytorchcv("resnet", "resnet18"),
 }
 
 
