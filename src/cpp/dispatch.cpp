@@ -2,48 +2,14 @@
 //
 // lilliput/core/kernel.py checks what it passes (type, contiguity, device) against the signature, and picks the variant.
 #include <cstring>
-#include <stdexcept>
 
+#include "compiled.h"
 #include "registry.h"
-#include "table.h"
-#include "threads.h"
 
 namespace nb = nanobind;
+using lilliput::Compiled;
 
 namespace {
-
-constexpr size_t kMost = 48;  // arguments of a kernel
-
-struct Compiled {
-  const lilliput::Kernel* kernel;
-
-  static uint64_t slot(char mark, char type, PyObject* value) {
-    uint64_t bits = 0;
-    if (mark != '.') {
-      if (value == Py_None) return 0;
-      bits = PyLong_AsUnsignedLongLong(value);
-    } else if (type == 'f' || type == 'd') {
-      const double number = PyFloat_AsDouble(value);
-      std::memcpy(&bits, &number, sizeof bits);
-    } else {
-      bits = static_cast<uint64_t>(PyLong_AsLongLong(value));
-    }
-    if (PyErr_Occurred()) throw nb::python_error();
-    return bits;
-  }
-
-  void operator()(int threads, nb::args arguments) const {
-    const size_t count = std::strlen(kernel->signature) / 2;
-    if (arguments.size() != count || count > kMost) throw std::invalid_argument("a kernel got too few or many arguments");
-    uint64_t slots[kMost];
-    for (size_t i = 0; i < count; ++i) {
-      slots[i] = slot(kernel->signature[2 * i], kernel->signature[2 * i + 1], nb::object(arguments[i]).ptr());
-    }
-    nb::gil_scoped_release release;
-    lilliput::set_threads(threads);
-    kernel->run(slots);
-  }
-};
 
 nb::object find(const char* name, const char* isa) {
   for (const lilliput::Kernel* k = lilliput::first_kernel(); k != nullptr; k = k->next) {

@@ -25,6 +25,18 @@ LILLIPUT_INLINE void store(float* p, Vec v) { _mm512_storeu_ps(p, v); }
 LILLIPUT_INLINE Vec spread(float x) { return _mm512_set1_ps(x); }
 LILLIPUT_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
 LILLIPUT_INLINE Vec larger(Vec a, Vec b) { return _mm512_max_ps(a, b); }
+LILLIPUT_INLINE Vec smaller(Vec a, Vec b) { return _mm512_min_ps(a, b); }
+// Lanes from .. to - 1; what is loaded in the others is 0, and their memory isn't touched.
+using Mask = __mmask16;
+LILLIPUT_INLINE Mask mask_of(int from, int to) { return static_cast<Mask>(((1u << to) - 1) & ~((1u << from) - 1)); }
+LILLIPUT_INLINE Vec load_if(const float* p, Mask mask) { return _mm512_maskz_loadu_ps(mask, p); }
+// Every second of the lanes of a and b.
+LILLIPUT_INLINE Vec even_of(Vec a, Vec b) {
+  return _mm512_permutex2var_ps(a, _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30), b);
+}
+LILLIPUT_INLINE Vec odd_of(Vec a, Vec b) {
+  return _mm512_permutex2var_ps(a, _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31), b);
+}
 // The first n lanes, 0 <= n <= kLanes; the others are 0, and their memory isn't touched.
 LILLIPUT_INLINE __mmask16 first(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
 LILLIPUT_INLINE Vec load_first(const float* p, int n) { return _mm512_maskz_loadu_ps(first(n), p); }
@@ -67,6 +79,19 @@ LILLIPUT_INLINE void store(float* p, Vec v) { _mm256_storeu_ps(p, v); }
 LILLIPUT_INLINE Vec spread(float x) { return _mm256_set1_ps(x); }
 LILLIPUT_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
 LILLIPUT_INLINE Vec larger(Vec a, Vec b) { return _mm256_max_ps(a, b); }
+LILLIPUT_INLINE Vec smaller(Vec a, Vec b) { return _mm256_min_ps(a, b); }
+using Mask = __m256i;
+LILLIPUT_INLINE Mask mask_of(int from, int to) {
+  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  return _mm256_andnot_si256(_mm256_cmpgt_epi32(_mm256_set1_epi32(from), lane),
+                             _mm256_cmpgt_epi32(_mm256_set1_epi32(to), lane));
+}
+LILLIPUT_INLINE Vec load_if(const float* p, Mask mask) { return _mm256_maskload_ps(p, mask); }
+LILLIPUT_INLINE Vec in_order(Vec pairs) {
+  return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(pairs), 0xd8));
+}
+LILLIPUT_INLINE Vec even_of(Vec a, Vec b) { return in_order(_mm256_shuffle_ps(a, b, 0x88)); }
+LILLIPUT_INLINE Vec odd_of(Vec a, Vec b) { return in_order(_mm256_shuffle_ps(a, b, 0xdd)); }
 LILLIPUT_INLINE __m256i first(int n) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
@@ -107,6 +132,19 @@ LILLIPUT_INLINE Vec spread(float x) { return Vec{x, x, x, x}; }
 LILLIPUT_INLINE Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
 // b where a is NaN or b is.
 LILLIPUT_INLINE Vec larger(Vec a, Vec b) { return a > b ? a : b; }
+LILLIPUT_INLINE Vec smaller(Vec a, Vec b) { return a < b ? a : b; }
+struct Mask {
+  int from, to;
+};
+LILLIPUT_INLINE Mask mask_of(int from, int to) { return {from, to}; }
+LILLIPUT_INLINE Vec load_if(const float* p, Mask mask) {
+  if (mask.from == 0 && mask.to == kLanes) return load(p);
+  Vec v = zero();
+  for (int i = mask.from; i < mask.to; ++i) v[i] = p[i];
+  return v;
+}
+LILLIPUT_INLINE Vec even_of(Vec a, Vec b) { return Vec{a[0], a[2], b[0], b[2]}; }
+LILLIPUT_INLINE Vec odd_of(Vec a, Vec b) { return Vec{a[1], a[3], b[1], b[3]}; }
 LILLIPUT_INLINE Vec load_first(const float* p, int n) {
   Vec v = zero();
   for (int i = 0; i < n; ++i) v[i] = p[i];

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import functools
 import os
+import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from lilliput.core import native
 from lilliput.core.errors import LilliputWarning, MethodError
@@ -37,6 +40,8 @@ Found = tuple[Any, tuple[tuple[torch.dtype, ...] | None, ...]]
 _state: dict[str, str] = {}
 _found: dict[str, Found | None] = {}
 _operators: dict[str, Callable[..., Any]] = {}
+_functions: dict[Any, Callable[..., Any]] = {}
+_local = threading.local()
 _library: Any = torch.library.Library("lilliput", "FRAGMENT")  # type: ignore[no-untyped-call]
 
 
@@ -97,10 +102,10 @@ def run(name: str, *arguments: Tensor | int | float | None) -> bool:
     Raises:
         MethodError: a tensor of another type, not contiguous or on another device.
     """
-    found = _found[name] if name in _found else _find(name)
-    if found is None:
+    own = _found[name] if name in _found else _find(name)
+    if own is None:
         return False
-    kernel, types = found
+    kernel, types = own
     passed: list[Any] = []
     for dtypes, value in zip(types, arguments):
         if not isinstance(value, Tensor):
@@ -113,7 +118,91 @@ def run(name: str, *arguments: Tensor | int | float | None) -> bool:
             )
         passed.append(value.data_ptr())
     kernel(torch.get_num_threads(), *passed)
+    watch: _Watch | None = getattr(_local, "watch", None)
+    if watch is not None:
+        watch.note(name, arguments, kernel.signature)
     return True
+
+
+Calls = list[tuple[str, tuple[Any, ...]]]
+
+_HARMLESS = frozenset(
+    "_local_scalar_dense alias as_strided detach empty empty_like empty_strided expand lift_fresh new_empty "
+    "new_empty_strided permute select slice squeeze t transpose unsqueeze view _unsafe_view _reshape_alias".split()
+)
+"""Operators of torch that compute nothing; a kernel's status is read by the first."""
+
+
+class _Watch(TorchDispatchMode):
+    """Looks into this library's operators, and refuses those of torch that compute with what isn't constant."""
+
+    def __init__(self, inputs: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.calls: Calls = []
+        self.alive = {_storage(x) for x in inputs}
+        self.filled: dict[int, Tensor] = {}  # kept, so that no other tensor gets their memory
+
+    def note(self, name: str, arguments: tuple[Any, ...], signature: str) -> None:
+        """Notes a kernel's call."""
+        self.calls.append((name, arguments))
+        for mark, value in zip(signature[::2], arguments):
+            if mark == "&" and isinstance(value, Tensor):
+                if _storage(value) in self.filled:
+                    raise MethodError(f"{name} writes to what torch has filled")
+                self.alive.add(_storage(value))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _functions:
+            with self:
+                return _functions[func](*args, **kwargs)
+        with self:
+            # One that is made of others shows them; else it says NotImplemented.
+            result = func.decompose(*args, **kwargs)
+        if result is not NotImplemented:
+            return result
+        result = func(*args, **kwargs)
+        if func.overloadpacket.__name__ in _HARMLESS:
+            return result
+        tensors = [x for x in tree_leaves((args, kwargs, result)) if isinstance(x, Tensor)]
+        if any(_storage(x) in self.alive for x in tensors):
+            raise MethodError(f"torch's {func.overloadpacket.__name__} computes with what kernels work on")
+        self.filled.update((_storage(x), x) for x in tensors)
+        return result
+
+
+def _storage(x: Tensor) -> int:
+    return x.untyped_storage().data_ptr()
+
+
+@contextmanager
+def recording(*inputs: Tensor) -> Iterator[Calls]:
+    """Notes the kernels that this thread runs, with their arguments, which it keeps alive.
+
+    Args:
+        inputs: what isn't constant; nor is what kernels write.
+
+    Raises:
+        MethodError: within it torch computes something with what isn't constant.
+    """
+    if getattr(_local, "watch", None) is not None:
+        raise MethodError("kernels are noted already")
+    watch = _Watch(inputs)
+    _local.watch = watch
+    try:
+        with watch:
+            yield watch.calls
+    finally:
+        _local.watch = None
+
+
+def found(name: str) -> Found | None:
+    """Returns a kernel for this CPU and the dtypes of its arguments (None: a number); None where there is none.
+
+    Args:
+        name: of the function that LILLIPUT_KERNEL registered.
+    """
+    return _found[name] if name in _found else _find(name)
 
 
 def _find(name: str) -> Found | None:
@@ -146,6 +235,7 @@ def operator(fake: Callable[..., Any]) -> Callable[[F], F]:
         torch.library.register_fake(f"lilliput::{name}", fake, lib=_library)
         overload = getattr(torch.ops.lilliput, name).default
         _operators[name] = overload
+        _functions[overload] = function
 
         @functools.wraps(function)
         def call(*arguments: Any, **named: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import torch
@@ -52,7 +53,7 @@ def sparse_conv(
     """
     if x.dim() != 4 or x.dtype != torch.float32:
         raise MethodError(f"sparse_conv: takes images of float32, not {tuple(x.shape)} of {x.dtype}")
-    sizes, columns, numbers = _plan(tuple(x.shape), outputs, tuple(window))
+    sizes, columns, numbers = plan(tuple(x.shape), outputs, tuple(window))
     check(start, column, value, outputs, "sparse_conv")
     block = value.shape[1]
     if sizes.groups > 1 and outputs // sizes.groups % block:
@@ -63,7 +64,8 @@ def sparse_conv(
         x.new_empty((x.shape[0], outputs, *sizes.out(x.shape[2], x.shape[3]))),
         torch.empty(1, dtype=torch.int32),
     )
-    if run("sparse_conv", numbers, start, column, value, bias, x.contiguous(), y, len(column), block, status):
+    more = (len(column), block, 0, status, None, -math.inf, math.inf)
+    if run("sparse_conv", numbers, start, column, value, bias, x.contiguous(), y, *more):
         if status.item():
             refuse("sparse_conv", columns)
         return y
@@ -73,8 +75,17 @@ def sparse_conv(
 
 
 @lru_cache(maxsize=1024)
-def _plan(shape: tuple[int, ...], outputs: int, window: tuple[int, ...]) -> tuple[Window, int, Tensor]:
-    """What follows from sizes alone: the window, the columns of the matrix, and what the kernel is told; checked."""
+def plan(shape: tuple[int, ...], outputs: int, window: tuple[int, ...]) -> tuple[Window, int, Tensor]:
+    """Checks sizes and returns what follows from them: the window, the columns of the matrix, what the kernel is told.
+
+    Args:
+        shape: (batch, channels, height, width) of what goes in.
+        outputs: channels that come out.
+        window: `Window.numbers`.
+
+    Raises:
+        MethodError: no convolution has such sizes.
+    """
     sizes = Window.of(list(window))
     _, channels, height, width = shape
     if not channels or channels % sizes.groups or outputs < 1 or outputs % sizes.groups:
