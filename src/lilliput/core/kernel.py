@@ -12,7 +12,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from lilliput.core import native
@@ -126,15 +126,14 @@ def run(name: str, *arguments: Tensor | int | float | None) -> bool:
 
 Calls = list[tuple[str, tuple[Any, ...]]]
 
-_HARMLESS = frozenset(
-    "_local_scalar_dense alias as_strided detach empty empty_like empty_strided expand lift_fresh new_empty "
-    "new_empty_strided permute select slice squeeze t transpose unsqueeze view _unsafe_view _reshape_alias".split()
-)
-"""Operators of torch that compute nothing; a kernel's status is read by the first."""
+_EMPTY = frozenset({"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"})
 
 
-class _Watch(TorchDispatchMode):
-    """Looks into this library's operators, and refuses those of torch that compute with what isn't constant."""
+class _Watch(TorchFunctionMode):
+    """Looks into this library's operators, and refuses functions of torch that compute with what isn't constant.
+
+    (A mode of the dispatcher would see more, but torch imports its compiler for that, which takes seconds.)
+    """
 
     def __init__(self, inputs: Sequence[Tensor]) -> None:
         super().__init__()
@@ -151,23 +150,21 @@ class _Watch(TorchDispatchMode):
                     raise MethodError(f"{name} writes to what torch has filled")
                 self.alive.add(_storage(value))
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in _functions:
             with self:
                 return _functions[func](*args, **kwargs)
-        with self:
-            # One that is made of others shows them; else it says NotImplemented.
-            result = func.decompose(*args, **kwargs)
-        if result is not NotImplemented:
+        result, name = func(*args, **kwargs), getattr(func, "__name__", "")
+        made = [x for x in tree_leaves(result) if isinstance(x, Tensor)]
+        if not made or name in _EMPTY:
             return result
-        result = func(*args, **kwargs)
-        if func.overloadpacket.__name__ in _HARMLESS:
-            return result
-        tensors = [x for x in tree_leaves((args, kwargs, result)) if isinstance(x, Tensor)]
-        if any(_storage(x) in self.alive for x in tensors):
-            raise MethodError(f"torch's {func.overloadpacket.__name__} computes with what kernels work on")
-        self.filled.update((_storage(x), x) for x in tensors)
+        given = {_storage(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)} & self.alive
+        changes = name == "__setitem__" or name.startswith("__i") or (name.endswith("_") and not name.endswith("__"))
+        if given and (changes or any(_storage(x) not in given for x in made)):
+            raise MethodError(f"torch's {name} computes with what kernels work on")
+        if not given:
+            self.filled.update((_storage(x), x) for x in made)
         return result
 
 

@@ -29,6 +29,8 @@ from lilliput.run.clock import race
 from lilliput.run.line import Line, Part, in_kernel, in_onnx, in_torch
 from lilliput.run.openvino import in_openvino
 from lilliput.run.pieces import Piece, pieces_of
+from lilliput.run.layer_steps import FLOATS
+from lilliput.run.programs import WORDS, Programs, programs
 
 LENGTH = 64
 """An open size that is no batch is this while layers are timed, if it may be."""
@@ -136,7 +138,9 @@ class Chooser:
                 "ONNX Runtime isn't installed, so that what no kernel serves runs in plain torch, some two times "
                 "slower: pip install 'lilliput[onnx]'"
             )
-        kernels = self.kernels()
+        found = self.programs
+        # Where programs run all of it, kernels one by one would be the same, and slower.
+        kernels = {} if found is not None and found.whole and self.timed else self.kernels()
         ways: dict[str, Callable[[], Line]] = {TORCH: lambda: self.line({}, TORCH)}
         if installed():
             ways[ONNX] = lambda: self.line({}, ONNX)
@@ -144,8 +148,13 @@ class Chooser:
             ways[OPENVINO] = lambda: self.line({}, OPENVINO)
         if kernels:
             ways["kernels"] = lambda: self.line(kernels, ONNX if installed() else TORCH)
+        if found is not None:
+            ways[WORDS] = lambda: found.line
         if not self.timed:
-            way = next(name for name in ("kernels", ONNX, TORCH) if name in ways)
+            served = {kernel.name for kernel in kernels.values()}
+            better = found is not None and all(found.kinds.get(name, FLOATS) != FLOATS for name in served)
+            order = (*((WORDS,) if better and served else ()), "kernels", ONNX, TORCH)
+            way = next(name for name in order if name in ways)
             return Chosen(ways[way](), self.layers(way, kernels), {}, way, tuple(self.notes))
         if installed() and self.rewritten:
             ways["floats"] = lambda: Line(self.whole, self.plain(self.whole), self.tensors)
@@ -373,6 +382,22 @@ class Chooser:
             Part(p, *((in_torch(p, self.tensors), TORCH) if p.alone else self.stretch(p, ONNX, {}))) for p in pieces
         ]
 
+    @cached_property
+    def programs(self) -> Programs | None:
+        """The network with programs in it, see `run.programs`."""
+        graph, engine = self.found.graph, ONNX if installed() else TORCH
+
+        def between(piece: Piece, given: list[Any]) -> Part:
+            call, words = self.stretch(piece, engine, self.artifact.weights)
+            if self.timed and words == ONNX:
+                other = in_torch(piece, self.tensors)
+                seconds = race({"a": _called(call, given), "b": _called(other, given)}, 0.01)
+                call, words = (call, words) if seconds["a"] <= seconds["b"] else (other, TORCH)
+            return Part(piece, call, words)
+
+        rest = (self.example, self.tensors, self.artifact.weights, self.timed)
+        return programs(graph, self.infos, *rest, between)
+
     def layers(self, way: str, kernels: Mapping[int, Kernel]) -> tuple[Layer, ...]:
         """How each layer runs in the way that was chosen."""
         coded = self.coded if way in {ONNX, "kernels"} else {}
@@ -385,7 +410,10 @@ class Chooser:
             if layer is None:
                 continue
             kernel = kernels.get(index) if way == "kernels" else None
-            if kernel is not None:
+            kind = self.programs.kinds.get(layer.weight) if way == WORDS and self.programs is not None else None
+            if kind is not None:
+                found.append(Layer(layer.weight, f"{WORDS}, {kind}"))
+            elif kernel is not None:
                 found.append(Layer(layer.weight, kernel.kind, kernel.seconds, kernel.beside))
             else:
                 engine = way if way in {TORCH, OPENVINO} else ONNX if installed() else TORCH

@@ -25,6 +25,8 @@ from lilliput.kernels.window import Window, window_of
 from lilliput.run.clock import race
 from lilliput.run.steps import Map, Steps, Unfit
 
+FLOATS = "floats"
+"""The kind of a way that needs nothing of how a weight is packed."""
 DENSE = 8
 """Outputs in a block of a dense weight."""
 TILES = {1: (2, 4, 7, 13), 4: (2, 3, 4, 6)}
@@ -131,7 +133,7 @@ def conv_ways(
         ways += [Way(*_sparse(part, outputs, bias, window, vectors)) for vectors in TILES.get(part.block, (0,))]
     ways += served(packed, node, bias, sparse_conv.SparseConv)
     if outputs // window.groups % DENSE == 0 or window.groups == 1:
-        ways.append(Way("floats", lambda steps, x, act: _listed(steps, x, act, _full(matrix), outputs, bias, window)))
+        ways.append(Way(FLOATS, lambda steps, x, act: _listed(steps, x, act, _full(matrix), outputs, bias, window)))
     return ways
 
 
@@ -156,7 +158,7 @@ def linear_ways(packed: Packed | Tensor | None, weight: Tensor, bias: Tensor | N
         steps.add("dense_linear", x, weight.contiguous(), bias, y, *numbers)
         return y
 
-    return [*served(packed, node, bias), Way("floats", floats)]
+    return [*served(packed, node, bias), Way(FLOATS, floats)]
 
 
 def served(packed: Packed | Tensor | None, node: Node, bias: Tensor | None, *but: type) -> list[Way]:

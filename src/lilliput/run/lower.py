@@ -40,6 +40,7 @@ class Signs:
     """+1 where x is 0 or more, else -1; only binary layers take it."""
 
     x: Map
+    ref: Ref
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Asked:
     """Whether x is 0 or more, on the way to its signs."""
 
     x: Map
+    ref: Ref
 
 
 @dataclass(frozen=True)
@@ -231,10 +233,10 @@ class Lowering:
         layer = layer_of(node)
         assert layer is not None
         act, kept = self.act(index), self.kinds.get(layer.weight)
-        usable = [way for way in ways if way.kind == kept] or list(ways)
-        if len(usable) > 1:
+        usable = [way for way in ways if way.kind == kept]
+        if not usable:
             inputs = self.seen_of(layer.source)
-            usable = layer_steps.ordered(usable, inputs, self.seen[index], act, self.timed)
+            usable = layer_steps.ordered(ways, inputs, self.seen[index], act, self.timed)
         if not usable:
             raise Unfit("no kernel gives what the dense layer does")
         self.kinds[layer.weight] = usable[0].kind
@@ -379,28 +381,32 @@ def _conv(own: Lowering, index: int, bound: Mapping[str, Any]) -> Any:
         raise Unfit("its weight is computed")
     weight, bias = own.tensors[layer.weight].detach(), own.tensor(bound["bias"])
     if isinstance(source, Signs):
-        return _binary(own, index, source.x, weight, bias)
+        return _binary(own, index, source, weight, bias)
     x = own.take(bound["input"])
     if len(x.shape) != 4 or weight.dtype != torch.float32:
         raise Unfit("a convolution of other than maps of float32")
     return own.layer(index, x, layer_steps.conv_ways(own.weights.get(layer.weight), weight, bias, node, x.shape))
 
 
-def _binary(own: Lowering, index: int, x: Map, weight: Tensor, bias: Tensor | None) -> Map:
+def _binary(own: Lowering, index: int, source: Signs, weight: Tensor, bias: Tensor | None) -> Map:
     node = own.graph.nodes[index]
     layer, user = layer_of(node), own.only_user(index)
     assert layer is not None
     factor, geometry = None, layer_steps.geometry_of(node, weight)
-    if user is not None and own.graph.nodes[user].operator == "aten.mul.Tensor":
+    if user is not None and own.graph.nodes[user].operator == "aten.mul.Tensor" and bias is None:
         found = [own.values.get(ref) for ref in own.graph.nodes[user].refs()]
-        factor = next((one for one in found if isinstance(one, Scales)), None)
-        if factor is not None and (factor.x is not x or factor.geometry != geometry or bias is not None):
-            factor = None
-    y = layer_steps.add_binary(own.steps, x, weight, bias, geometry, factor is not None)
-    own.kinds[layer.weight] = "XNOR and bit count"
-    own.signs = True
-    if factor is not None:
-        assert user is not None
+        scales = [one for one in found if isinstance(one, Scales) and one.x is source.x and one.geometry == geometry]
+        factor = scales[0] if scales else None
+
+    def add(steps: Steps, x: Map, act: Act) -> Map:
+        return layer_steps.add_binary(steps, x, weight, bias, geometry, factor is not None)
+
+    wanted = own.seen[index if factor is None or user is None else user]
+    if not layer_steps.ordered([Way("", add)], own.seen_of(source.ref), wanted, Act(), False):
+        raise Unfit("bits give another result than floats")
+    y = add(own.steps, source.x, Act())
+    own.kinds[layer.weight], own.signs = "XNOR and bit count", True
+    if factor is not None and user is not None:
         own.values[NodeRef(user)] = y
     return y
 
@@ -421,7 +427,7 @@ def _linear(own: Lowering, index: int, bound: Mapping[str, Any]) -> Any:
 def _asked(own: Lowering, index: int, bound: Mapping[str, Any]) -> Any:
     if bound["other"] != 0:
         raise Unfit("a comparison with another number than 0")
-    return Asked(own.take(bound["self"]))
+    return Asked(own.take(bound["self"]), bound["self"])
 
 
 @rule("where.Scalar")
@@ -437,7 +443,7 @@ def _signs(own: Lowering, index: int, bound: Mapping[str, Any]) -> Any:
     asked = own.values.get(bound["self"])
     if not isinstance(asked, Asked) or own.seen[index].dtype != torch.float32:
         raise Unfit("another type")
-    return Signs(asked.x)
+    return Signs(asked.x, asked.ref)
 
 
 @rule("abs.default")

@@ -16,6 +16,7 @@ class Piece:
 
     Attributes:
         nodes: their places in the graph, ascending.
+        members: these and what came along, in the order of the piece's own nodes.
         graph: they alone; its output is a tuple.
         infos: of the results of its nodes.
         takes: what goes in, references of the whole graph.
@@ -24,6 +25,7 @@ class Piece:
     """
 
     nodes: tuple[int, ...]
+    members: tuple[int, ...]
     graph: Graph
     infos: tuple[Any, ...]
     takes: tuple[Ref, ...]
@@ -31,7 +33,9 @@ class Piece:
     alone: bool
 
 
-def pieces_of(graph: Graph, infos: Sequence[Any], alone: Collection[int]) -> list[Piece]:
+def pieces_of(
+    graph: Graph, infos: Sequence[Any], alone: Collection[int], apart: Collection[int] = ()
+) -> list[Piece]:
     """Cuts a graph.
 
     Numbers of open sizes and lists of tensors don't go from piece to piece: the nodes that make them are in each piece
@@ -41,6 +45,7 @@ def pieces_of(graph: Graph, infos: Sequence[Any], alone: Collection[int]) -> lis
         graph: any graph.
         infos: of its nodes, see `export.sizes.infos_of`.
         alone: nodes that are to be pieces by themselves.
+        apart: nodes that are in no piece with others than such.
 
     Returns:
         Pieces in an order in which they can be run; nodes that nothing needs are in none.
@@ -58,15 +63,19 @@ def pieces_of(graph: Graph, infos: Sequence[Any], alone: Collection[int]) -> lis
     """
     needed = _needed(graph)
     runs: list[tuple[list[int], bool]] = []
+    kind: bool | None = None  # of the last run: whether its nodes are apart; None for numbers only
     for index in range(len(graph.nodes)):
         if index not in needed:
             continue
+        own = index in apart if isinstance(infos[index], Info) else None
         if index in alone:
             runs.append(([index], True))
-        elif runs and not runs[-1][1]:
+        elif runs and not runs[-1][1] and (own is None or kind is None or own == kind):
             runs[-1][0].append(index)
+            kind = kind if own is None else own
         else:
             runs.append(([index], False))
+            kind = own
     cutter = _Cutter(graph, infos, [set(nodes) for nodes, _ in runs])
     made = [cutter.piece(place, nodes, single) for place, (nodes, single) in enumerate(runs)]
     # A run of numbers only is in the pieces that need it.
@@ -145,7 +154,7 @@ class _Cutter:
             self.graph, inputs=specs, symbols=symbols, nodes=kept, output=output, call=(), aliases={}, buffers=()
         )
         infos = tuple(self.infos[index] for index in members)
-        return Piece(tuple(nodes), part, infos, tuple(takes), gives, single)
+        return Piece(tuple(nodes), tuple(members), part, infos, tuple(takes), gives, single)
 
     def _inputs(self, refs: Sequence[Ref]) -> tuple[tuple[InputSpec, ...], dict[str, tuple[int, int | None]]]:
         specs: list[InputSpec] = []
