@@ -113,6 +113,7 @@ def test_bad_inputs_are_refused_as_dense_does():
 def test_without_onnx_runtime_torch_runs_it_and_says_so(monkeypatch):
     artifact = compressed("int8, static activations")
     monkeypatch.setattr(choice, "installed", lambda package="onnxruntime": False)
+    monkeypatch.setattr(choice, "programs", lambda *_: None)
     monkeypatch.setattr(native, "_told", [])
     with pytest.warns(LilliputWarning, match="lilliput\\[onnx\\]"):
         net = lilliput.load(artifact)

@@ -159,12 +159,13 @@ class _Watch(TorchFunctionMode):
         made = [x for x in tree_leaves(result) if isinstance(x, Tensor)]
         if not made or name in _EMPTY:
             return result
-        given = {_storage(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)} & self.alive
+        held = {_storage(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+        given = held & self.alive
         changes = name == "__setitem__" or name.startswith("__i") or (name.endswith("_") and not name.endswith("__"))
         if given and (changes or any(_storage(x) not in given for x in made)):
             raise MethodError(f"torch's {name} computes with what kernels work on")
         if not given:
-            self.filled.update((_storage(x), x) for x in made)
+            self.filled.update((_storage(x), x) for x in made if changes or _storage(x) not in held)
         return result
 
 

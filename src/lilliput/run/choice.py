@@ -26,10 +26,10 @@ from lilliput.graph.program import Program
 from lilliput.kernels.found import TOLERANCE, serving, serving_dense
 from lilliput.run.algorithm import asked, module_for
 from lilliput.run.clock import race
+from lilliput.run.layer_steps import FLOATS
 from lilliput.run.line import Line, Part, in_kernel, in_onnx, in_torch
 from lilliput.run.openvino import in_openvino
 from lilliput.run.pieces import Piece, pieces_of
-from lilliput.run.layer_steps import FLOATS
 from lilliput.run.programs import WORDS, Programs, programs
 
 LENGTH = 64

@@ -29,8 +29,10 @@ FLOATS = "floats"
 """The kind of a way that needs nothing of how a weight is packed."""
 DENSE = 8
 """Outputs in a block of a dense weight."""
-TILES = {1: (2, 4, 7, 13), 4: (2, 3, 4, 6)}
-"""Vectors of pixels in a tile, by the outputs of a block: wide ones read weights less often, narrow ones stay in caches."""
+FEW = 0.25
+"""With a smaller part of the weights left, they as a dense matrix aren't tried."""
+TILES = {1: (2, 4, 13), 4: (2, 3, 4)}
+"""Vectors of pixels in a tile, by outputs of a block: wide ones read weights less often, narrow ones stay in caches."""
 CLOSE = 1e-4
 """How far a layer's result may be from the dense layer's, relative."""
 
@@ -88,7 +90,7 @@ def ordered(ways: Sequence[Way], x: Tensor, wanted: Tensor, act: Act, timed: boo
             calls[number] = _bound(program, x)
     if not timed or len(calls) < 2:
         return [ways[number] for number in calls]
-    seconds = race({str(number): call for number, call in calls.items()}, seconds=0.02)
+    seconds = race({str(number): call for number, call in calls.items()}, rounds=3)
     return [ways[number] for number in sorted(calls, key=lambda number: seconds[str(number)])]
 
 
@@ -126,14 +128,17 @@ def conv_ways(
         return [Way("depthwise", lambda steps, x, act: _depthwise(steps, x, act, weight, bias, window))]
     matrix, ways = weight.reshape(len(weight), -1).contiguous(), list[Way]()
     outputs = len(weight)
+    few = False
     if isinstance(packed, Packed) and sparse_weight(packed) is not None:
         if window == Window((1, 1)) and shape[2:] == (1, 1):
             return _rows(sparse_linear.SparseLinear(matrix), bias)
         part = blocks(matrix, 0, window.groups)
-        ways += [Way(*_sparse(part, outputs, bias, window, vectors)) for vectors in TILES.get(part.block, (0,))]
+        few = part.value.numel() < FEW * matrix.numel()
+        made = [Listed(part, outputs, bias, window, vectors) for vectors in TILES.get(part.block, (0,))]
+        ways += [Way(one.kind, one.add) for one in made]
     ways += served(packed, node, bias, sparse_conv.SparseConv)
-    if outputs // window.groups % DENSE == 0 or window.groups == 1:
-        ways.append(Way(FLOATS, lambda steps, x, act: _listed(steps, x, act, _full(matrix), outputs, bias, window)))
+    if not few and (window.groups == 1 or outputs // window.groups % DENSE == 0):
+        ways.append(Way(FLOATS, lambda *to: Listed(_full(matrix), outputs, bias, window).add(*to)))
     return ways
 
 
@@ -170,7 +175,9 @@ def served(packed: Packed | Tensor | None, node: Node, bias: Tensor | None, *but
         bias: or None.
         but: modules that are none.
     """
-    found = [] if packed is None else serving(packed, node) if isinstance(packed, Packed) else serving_dense(packed, node)
+    found = (
+        [] if packed is None else serving(packed, node) if isinstance(packed, Packed) else serving_dense(packed, node)
+    )
     return [
         Way(str(getattr(module, "kind", name)), _recorded(module.eval(), bias))
         for name, module in found
@@ -201,35 +208,43 @@ def _full(matrix: Tensor) -> Blocks:
     return Blocks(start, column, padded.transpose(1, 2).reshape(-1, DENSE).contiguous())
 
 
-def _sparse(
-    part: Blocks, outputs: int, bias: Tensor | None, window: Window, vectors: int
-) -> tuple[str, Callable[[Steps, Map, Act], Map]]:
-    """The words and the steps of a sparse convolution with tiles of so many vectors of pixels."""
-    kind = f"sparse, blocks of {part.block}" if part.block > 1 else "sparse, single weights"
-    kind += f", tiles of {vectors}" if vectors else ""
-    return kind, lambda steps, x, act: _listed(steps, x, act, part, outputs, bias, window, vectors)
+@dataclass(frozen=True)
+class Listed:
+    """A convolution whose weight is in lists.
 
+    Attributes:
+        part: the weight.
+        outputs: how many.
+        bias: or None.
+        window: of the convolution.
+        vectors: of pixels in a tile; 0 for the usual ones.
+    """
 
-def _listed(
-    steps: Steps,
-    x: Map,
-    act: Act,
-    part: Blocks,
-    outputs: int,
-    bias: Tensor | None,
-    window: Window,
-    vectors: int = 0,
-) -> Map:
-    """A convolution by `sparse_conv`, whose places are found, and checked, now."""
-    sizes, _, numbers = sparse_conv.plan(x.shape, outputs, tuple(window.numbers))
-    y = steps.map((x.shape[0], outputs, *sizes.out(x.shape[2], x.shape[3])))
-    offsets, status = torch.empty(len(part.column), dtype=torch.int32), torch.empty(1, dtype=torch.int32)
-    count = (len(part.column), part.block, vectors, status)
-    if not kernels.run("sparse_conv_offsets", numbers, part.start, part.column, offsets, *count) or status.item():
-        raise Unfit("a list of the weight points outside of it")
-    lists = (part.start, part.column, part.value, bias)
-    steps.add("sparse_conv", numbers, *lists, x, y, *count[:3], steps.memory((1,), torch.int32), offsets, act.low, act.high)
-    return y
+    part: Blocks
+    outputs: int
+    bias: Tensor | None
+    window: Window
+    vectors: int = 0
+
+    @property
+    def kind(self) -> str:
+        """In words."""
+        kind = f"sparse, blocks of {self.part.block}" if self.part.block > 1 else "sparse, single weights"
+        return kind + (f", tiles of {self.vectors}" if self.vectors else "")
+
+    def add(self, steps: Steps, x: Map, act: Act) -> Map:
+        """Adds `sparse_conv`, whose places are found, and checked, now."""
+        part, outputs = self.part, self.outputs
+        sizes, _, numbers = sparse_conv.plan(x.shape, outputs, tuple(self.window.numbers))
+        y = steps.map((x.shape[0], outputs, *sizes.out(x.shape[2], x.shape[3])))
+        offsets, status = torch.empty(len(part.column), dtype=torch.int32), torch.empty(1, dtype=torch.int32)
+        count = (len(part.column), part.block, self.vectors)
+        lists = (numbers, part.start, part.column)
+        if not kernels.run("sparse_conv_offsets", *lists, offsets, *count, status) or status.item():
+            raise Unfit("a list of the weight points outside of it")
+        more = (steps.memory((1,), torch.int32), offsets, act.low, act.high)
+        steps.add("sparse_conv", *lists, part.value, self.bias, x, y, *count, *more)
+        return y
 
 
 def _depthwise(steps: Steps, x: Map, act: Act, weight: Tensor, bias: Tensor | None, window: Window) -> Map:

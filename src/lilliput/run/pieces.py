@@ -33,9 +33,7 @@ class Piece:
     alone: bool
 
 
-def pieces_of(
-    graph: Graph, infos: Sequence[Any], alone: Collection[int], apart: Collection[int] = ()
-) -> list[Piece]:
+def pieces_of(graph: Graph, infos: Sequence[Any], alone: Collection[int], apart: Collection[int] = ()) -> list[Piece]:
     """Cuts a graph.
 
     Numbers of open sizes and lists of tensors don't go from piece to piece: the nodes that make them are in each piece
