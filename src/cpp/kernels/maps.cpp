@@ -46,6 +46,8 @@ void all_channels(const float* x, const float* other, int64_t channels, const Nu
   }
 }
 
+constexpr float kLowest = -__builtin_inff();
+
 // Sizes of a pool; a maximum where `average` is 0, else a mean: over the whole window (1), or of what lies inside (2).
 struct Pool {
   int64_t batch, channels, height, width, rows, columns, kernel[2], stride[2], padding[2], average;
@@ -64,24 +66,59 @@ struct Pool {
     return 1.0f / static_cast<float>(average == 2 ? inside : kernel[0] * kernel[1]);
   }
   LILLIPUT_INLINE Vec join(Vec a, Vec b) const { return average != 0 ? a + b : larger(a, b); }
+  LILLIPUT_INLINE float nothing() const { return average != 0 ? 0.0f : kLowest; }
+
+  // Floats of a row with its margins, and what vectors at its end read beyond.
+  int64_t wide() const { return width + 2 * padding[1] + kernel[1] + 2 * kLanes; }
 };
 
-constexpr float kLowest = -__builtin_inff();
-
-// One row of outputs of a plane: rows are joined first, in vectors, then their columns.
-void pool_row(const Pool& p, const float* plane, int64_t i, float* joined, float* y) {
+// A row of the plane's rows that output row i covers, joined, between margins: `joined` begins with the left one.
+void join_rows(const Pool& p, const float* plane, int64_t i, float* joined) {
   const int64_t first = p.from(0, i), last = p.to(0, i, p.height);
   for (int64_t j = 0; j < p.width; j += kLanes) {
     const int left = static_cast<int>(least(kLanes, p.width - j));
     Vec v = load_up_to(plane + first * p.width + j, left);
     for (int64_t r = first + 1; r < last; ++r) v = p.join(v, load_up_to(plane + r * p.width + j, left));
-    store_up_to(joined + j, v, left);
+    store_up_to(joined + p.padding[1] + j, v, left);
   }
+}
+
+// The columns of such a row, for strides of 1 and 2.
+void join_columns(const Pool& p, const float* joined, int64_t i, float* y) {
+  for (int64_t j = 0; j < p.columns; j += kLanes) {
+    Vec v = spread(p.nothing());
+    if (p.stride[1] == 1) {
+      for (int64_t c = 0; c < p.kernel[1]; ++c) v = p.join(v, load(joined + j + c));
+    } else {
+      for (int64_t c = 0; c < p.kernel[1]; c += 2) {
+        const Vec a = load(joined + 2 * j + c), b = load(joined + 2 * j + c + kLanes);
+        v = p.join(v, even_of(a, b));
+        if (c + 1 < p.kernel[1]) v = p.join(v, odd_of(a, b));
+      }
+    }
+    store_up_to(y + j, v, static_cast<int>(least(kLanes, p.columns - j)));
+  }
+  for (int64_t j = 0; p.average != 0 && j < p.columns; ++j) y[j] *= p.part(i, j);
+}
+
+// The same for any stride.
+void join_any_columns(const Pool& p, const float* joined, int64_t i, float* y) {
   for (int64_t j = 0; j < p.columns; ++j) {
-    const int64_t end = p.to(1, j, p.width);
-    float v = p.average != 0 ? 0.0f : kLowest;
-    for (int64_t c = p.from(1, j); c < end; ++c) v = p.average != 0 ? v + joined[c] : joined[c] > v ? joined[c] : v;
+    float v = p.nothing();
+    for (int64_t c = 0; c < p.kernel[1]; ++c) {
+      const float x = joined[j * p.stride[1] + c];
+      v = p.average != 0 ? v + x : x > v ? x : v;
+    }
     y[j] = p.average != 0 ? v * p.part(i, j) : v;
+  }
+}
+
+void pool_plane(const Pool& p, const float* plane, float* joined, float* y) {
+  for (int64_t j = 0; j < p.wide(); ++j) joined[j] = p.nothing();
+  for (int64_t i = 0; i < p.rows; ++i, y += p.columns) {
+    join_rows(p, plane, i, joined);
+    if (p.stride[1] <= 2) join_columns(p, joined, i, y);
+    else join_any_columns(p, joined, i, y);
   }
 }
 
@@ -91,7 +128,7 @@ void pool_place(const Pool& p, const float* image, int64_t i, int64_t j, float* 
   const Vec part = spread(p.average != 0 ? p.part(i, j) : 1.0f);
   for (int64_t c = 0; c < p.channels; c += kLanes) {
     const int count = static_cast<int>(least(kLanes, p.channels - c));
-    Vec v = spread(p.average != 0 ? 0.0f : kLowest);
+    Vec v = spread(p.nothing());
     for (int64_t r = top; r < bottom; ++r) {
       const float* line = image + (r * p.width + left) * p.channels + c;
       for (int64_t k = left; k < right; ++k, line += p.channels) v = p.join(v, load_up_to(line, count));
@@ -150,10 +187,8 @@ void pool_maps(const int64_t* sizes, const float* x, float* y, int64_t average, 
     return;
   }
   parallel_for(p.batch * p.channels, 1 + 16384 / (area + 1), [&](int64_t begin, int64_t end) {
-    float* joined = scratch_of<float>(kRow, p.width);
-    for (int64_t i = begin; i < end; ++i) {
-      for (int64_t r = 0; r < p.rows; ++r) pool_row(p, x + i * area, r, joined, y + i * out + r * p.columns);
-    }
+    float* joined = scratch_of<float>(kRow, p.wide());
+    for (int64_t i = begin; i < end; ++i) pool_plane(p, x + i * area, joined, y + i * out);
   });
 }
 

@@ -18,7 +18,7 @@ namespace {
 // Rows of sums that fit the registers, beside the pixels that they share.
 constexpr int kRows = kLanes == 16 ? 16 : 4;
 // Vectors of pixels of a tile, for blocks of 1, 4, 8 and 16 outputs, unless a caller asks for others.
-constexpr int kTile1 = kLanes == 4 ? 7 : 64 / kLanes, kTile4 = 2, kTile8 = 3, kTile16 = kLanes == 16 ? 1 : 2;
+constexpr int kTile1 = kLanes == 16 ? 4 : 7, kTile4 = 2, kTile8 = 3, kTile16 = kLanes == 16 ? 1 : 2;
 // Of many channels a tile is narrower, so that it stays in a near cache.
 constexpr int kNarrow = 2;
 constexpr int64_t kManyChannels = 320;
@@ -96,8 +96,7 @@ struct Product {
   const float* x;  // planes, or the input itself
   float* y;
 
-  static constexpr int P = V * kLanes;
-  static constexpr int most_of(int a, int b) { return a > b ? a : b; }
+  static constexpr int P = V * kLanes, kHalf = (V + 1) / 2;
 
   int64_t tiles() const { return (conv.pixels + P - 1) / P; }
   int64_t block_rows() const { return (conv.outputs + B - 1) / B; }
@@ -146,7 +145,7 @@ struct Product {
     alignas(64) float sums[B * P];
     // The last tile is seldom full.
     if (wanted <= kLanes) block_row<1>(row, pixels, first, sums, P);
-    else if (2 * wanted <= P) block_row<most_of(V / 2, 1)>(row, pixels, first, sums, P);
+    else if (wanted <= kHalf * kLanes) block_row<kHalf>(row, pixels, first, sums, P);
     else block_row<V>(row, pixels, first, sums, P);
     for (int64_t i = 0; i < there; ++i) conv.keep(sums + i * P, pixel, wanted, out + i * conv.area());
   }
