@@ -386,6 +386,8 @@ class Chooser:
     def programs(self) -> Programs | None:
         """The network with programs in it, see `run.programs`."""
         graph, engine = self.found.graph, ONNX if installed() else TORCH
+        if self.workspace is not None:
+            return None  # a program's dense convolutions take what memory they need
 
         def between(piece: Piece, given: list[Any]) -> Part:
             call, words = self.stretch(piece, engine, self.artifact.weights)
