@@ -20,20 +20,18 @@ from lilliput.export.quantized import coded_layers, levels_in
 from lilliput.export.sizes import infos_of
 from lilliput.file.artifact import Artifact
 from lilliput.graph.factors import Factored, factored
-from lilliput.graph.ir import Graph, InputRef, NodeRef, Ref, map_node, map_refs, refs_of
+from lilliput.graph.ir import Graph, InputRef, NodeRef, Ref, refs_of
 from lilliput.graph.layers import layer_of
 from lilliput.graph.program import Program
 from lilliput.kernels.found import TOLERANCE, serving, serving_dense
 from lilliput.run.algorithm import asked, module_for
 from lilliput.run.clock import race
-from lilliput.run.layer_steps import FLOATS
+from lilliput.run.examples import example_inputs, without_levels
+from lilliput.run.layer_steps import BY_FLOATS
 from lilliput.run.line import Line, Part, in_kernel, in_onnx, in_torch
 from lilliput.run.openvino import in_openvino
 from lilliput.run.pieces import Piece, pieces_of
 from lilliput.run.programs import WORDS, Programs, programs
-
-LENGTH = 64
-"""An open size that is no batch is this while layers are timed, if it may be."""
 
 GAIN = 1.03
 """A compressed network that isn't faster than this many times the uncompressed one has no gain."""
@@ -152,7 +150,7 @@ class Chooser:
             ways[WORDS] = lambda: found.line
         if not self.timed:
             served = {kernel.name for kernel in kernels.values()}
-            better = found is not None and all(found.kinds.get(name, FLOATS) != FLOATS for name in served)
+            better = found is not None and all(found.kinds.get(name, BY_FLOATS) != BY_FLOATS for name in served)
             order = (*((WORDS,) if better and served else ()), "kernels", ONNX, TORCH)
             way = next(name for name in order if name in ways)
             return Chosen(ways[way](), self.layers(way, kernels), {}, way, tuple(self.notes))
@@ -444,46 +442,6 @@ class Kernel:
     seconds: float | None = None
     beside: float | None = None
     rectified: Any = None
-
-
-def without_levels(graph: Graph) -> Graph:
-    """Returns a graph in which activations aren't put on levels: the uncompressed network's.
-
-    Args:
-        graph: any graph.
-    """
-    levels = levels_in(graph)
-
-    def moved(ref: Ref) -> Ref:
-        while isinstance(ref, NodeRef) and ref.index in levels:
-            ref = levels[ref.index].source
-        return ref
-
-    nodes = tuple(map_node(node, moved) for node in graph.nodes)
-    return Graph(**{**vars(graph), "nodes": nodes, "output": map_refs(graph.output, moved)})
-
-
-def example_inputs(graph: Graph, batch: int = 1, length: int = LENGTH) -> list[Tensor]:
-    """Makes inputs to time a graph with: normal random numbers, always the same, and ones for integers and bools.
-
-    Args:
-        graph: any graph.
-        batch: the size of an open first axis, as far as it may be.
-        length: the other open sizes.
-    """
-    first = {spec.shape[0] for spec in graph.inputs if spec.shape}
-    sizes = {}
-    for name, (low, high) in graph.symbols.items():
-        sizes[name] = min(max(batch if name in first else length, low), high or 2**31)
-    generator = torch.Generator().manual_seed(0)
-    made = []
-    for spec in graph.inputs:
-        shape = [sizes[size] if isinstance(size, str) else size for size in spec.shape]
-        if spec.dtype.is_floating_point:
-            made.append(torch.randn(shape, generator=generator).to(spec.dtype))
-        else:
-            made.append(torch.ones(shape).to(spec.dtype))
-    return made
 
 
 def _bound(call: Callable[[list[Any]], list[Any]], x: Tensor) -> Callable[[], Any]:

@@ -25,7 +25,7 @@ from lilliput.kernels.window import Window, window_of
 from lilliput.run.clock import race
 from lilliput.run.steps import Map, Steps, Unfit
 
-FLOATS = "floats"
+BY_FLOATS = "floats"
 """The kind of a way that needs nothing of how a weight is packed."""
 DENSE = 8
 """Outputs in a block of a dense weight."""
@@ -138,7 +138,7 @@ def conv_ways(
         ways += [Way(one.kind, one.add) for one in made]
     ways += served(packed, node, bias, sparse_conv.SparseConv)
     if not few and (window.groups == 1 or outputs // window.groups % DENSE == 0):
-        ways.append(Way(FLOATS, lambda *to: Listed(_full(matrix), outputs, bias, window).add(*to)))
+        ways.append(Way(BY_FLOATS, lambda *to: Listed(_full(matrix), outputs, bias, window).add(*to)))
     return ways
 
 
@@ -163,7 +163,7 @@ def linear_ways(packed: Packed | Tensor | None, weight: Tensor, bias: Tensor | N
         steps.add("dense_linear", x, weight.contiguous(), bias, y, *numbers)
         return y
 
-    return [*served(packed, node, bias), Way(FLOATS, floats)]
+    return [*served(packed, node, bias), Way(BY_FLOATS, floats)]
 
 
 def served(packed: Packed | Tensor | None, node: Node, bias: Tensor | None, *but: type) -> list[Way]:

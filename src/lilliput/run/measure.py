@@ -23,8 +23,9 @@ from lilliput.file.read import read
 from lilliput.file.write import size
 from lilliput.graph.ir import Graph
 from lilliput.graph.structure import join
-from lilliput.run.choice import GAIN, example_inputs, without_levels
+from lilliput.run.choice import GAIN
 from lilliput.run.clock import race
+from lilliput.run.examples import example_inputs, without_levels
 from lilliput.run.load import load
 from lilliput.run.weigh import weigh
 from lilliput.train.compress import compress

@@ -32,7 +32,7 @@ from lilliput.graph.ir import Graph, refs_of
 from lilliput.graph.layers import layer_of
 from lilliput.graph.run import bind_inputs, check_inputs
 from lilliput.graph.structure import join
-from lilliput.run.choice import without_levels
+from lilliput.run.examples import without_levels
 
 INSTALL = "this engine needs mnn and onnx: pip install 'lilliput[mnn]'"
 SPARSE = 0.5

@@ -12,7 +12,7 @@ from lilliput.core.errors import ModelError, NotInstalled
 from lilliput.export.network import network_of
 from lilliput.file.artifact import Artifact
 from lilliput.file.atomic import write_pieces
-from lilliput.run.choice import without_levels
+from lilliput.run.examples import without_levels
 
 # X2Paddle's list of ONNX operators, docs/inference_model_convertor/op_list.md; it reads versions 9 to 11.
 OPERATORS = frozenset((

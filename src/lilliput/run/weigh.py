@@ -48,7 +48,7 @@ def main(path: str, engine: str) -> None:
     from lilliput.core.method import find
     from lilliput.core.recipe import Recipe
     from lilliput.file.read import read
-    from lilliput.run.choice import example_inputs
+    from lilliput.run.examples import example_inputs
     from lilliput.run.measure import arguments
     from lilliput.train.compress import compress
 

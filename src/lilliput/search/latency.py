@@ -21,8 +21,8 @@ from lilliput.observe.sensitivity import Progress, take
 from lilliput.observe.sensitivity import whole as apart
 from lilliput.quantize.activations.uniform import Uniform as Activations
 from lilliput.quantize.uniform import Uniform
-from lilliput.run.choice import example_inputs
 from lilliput.run.clock import race
+from lilliput.run.examples import example_inputs
 from lilliput.run.layers import layer_seconds
 from lilliput.run.load import fill, load
 from lilliput.run.measure import arguments, reference
