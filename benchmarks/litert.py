@@ -85,6 +85,28 @@ def by_peer(path, pictures):
     return bytes(made.quantize(made.calibrate(data)).quantized_model)
 
 
+def of_peer(data):
+    """Runs the peer's file, whose input and output are codes."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    net = Interpreter(model_content=data, num_threads=1)
+    net.allocate_tensors()
+    (given,), (wanted,) = net.get_input_details(), net.get_output_details()
+
+    def run(x):
+        array = x.numpy()
+        if given["dtype"] is numpy.int8:
+            scale, zero = given["quantization"]
+            array = numpy.clip(numpy.round(array / scale) + zero, -128, 127).astype(numpy.int8)
+        net.set_tensor(given["index"], array)
+        net.invoke()
+        found = torch.from_numpy(net.get_tensor(wanted["index"])).float()
+        scale, zero = wanted["quantization"]
+        return (found - zero) * scale if scale else found
+
+    return run
+
+
 def measured(name):
     """Everything about one network."""
     from lilliput.run.litert import LitertModule
@@ -99,7 +121,8 @@ def measured(name):
         floats.export(paths["float32"], engine="litert")
         ours.export(paths["ours"], engine="litert")
         paths["peer"].write_bytes(by_peer(paths["float32"], calibration))
-        nets = {key: LitertModule(floats.graph, path.read_bytes()) for key, path in paths.items()}
+        nets = {key: LitertModule(floats.graph, paths[key].read_bytes()) for key in ("float32", "ours")}
+        nets |= {"peer": of_peer(paths["peer"].read_bytes())}
         sizes = {key: path.stat().st_size for key, path in paths.items()}
     nets |= {"onnxruntime int8": lilliput.load(ours, engine="onnxruntime")}
     x = pictures[:1]
