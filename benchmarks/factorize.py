@@ -303,10 +303,10 @@ def vgg(quick: bool) -> Any:
         return found | {"seconds": round(time.thread_time() - begun)}
 
     accuracy = kept("vgg-dense", quick, lambda: {"accuracy": fashion_mnist.accuracy(model)}).get("accuracy")
-    rows = [kept(f"vgg-{name}", quick, lambda n=name, m=method: row(n, m)) for name, method in methods().items()]  # type: ignore[misc]
+    known, rows = methods(), []
     for name in LONGER:
-        method = methods()[name]
-        rows.append(kept(f"vgg-{name}-all", quick, lambda n=name, m=method: row(n, m, pictures)))  # type: ignore[misc]
+        rows.append(kept(f"vgg-{name}-all", quick, lambda n=name: row(n, known[n], pictures)))  # type: ignore[misc]
+    rows += [kept(f"vgg-{name}", quick, lambda n=name: row(n, known[n])) for name in known]  # type: ignore[misc]
     sizes = {"epochs": VGG_EPOCHS, "tuning": TUNING, "validation": 10_000}
     rows = [{"method": row["method"], "tuned": TUNED, **row} for row in rows if row]
     return {"macs": limit, "dense": accuracy, **sizes, "rows": rows}
