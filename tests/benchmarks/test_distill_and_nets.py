@@ -15,7 +15,7 @@ def test_every_method_teaches_every_student(name):
     torch.manual_seed(0)
     teacher, student = distill.TEACHER.build(), distill.student(name, 0)
     x, y = torch.randn(4, 1, 28, 28), torch.arange(4)
-    for method in distill.METHODS[1:]:
+    for method in (method for method in distill.METHODS if not method.startswith("plain")):
         losses = distill.losses(method, distill.STUDENTS[name][1], distill.QUICK)
         loss = Lesson(student, teacher, losses, example=x)(x, y)
         loss.backward()

@@ -363,7 +363,7 @@ def test_native_hands_layers_of_few_bits_to_onnx_runtime(tmp_path):
     artifact = lilliput.compress(model, Recipe.loads(text), example=torch.randn(1, 1024))
     x = torch.randn(3, 1024)
     wanted = lilliput.load(artifact, engine="dense")(x).detach()
-    for tolerance, near in ((0.01, 0.03), (0.001, 1e-5)):
+    for tolerance, near in ((0.02, 0.03), (0.01, 1e-5)):
         net = lilliput.load(artifact, engine=Native(timed=False, tolerance=tolerance))
         assert all("4 bits" in str(layer) for layer in net.chosen.layers)
         assert (net(x).detach() - wanted).norm() < near * wanted.norm()

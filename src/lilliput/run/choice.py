@@ -195,8 +195,12 @@ class Chooser:
 
     @property
     def level(self) -> int:
-        """How ONNX Runtime multiplies by those: by integers where an error of 0.7 % is allowed."""
-        return INTEGERS if self.tolerance >= 0.01 else FLOATS
+        """How ONNX Runtime multiplies by those: by integers where more than 1 % of error is allowed.
+
+        Inputs are put on levels then that the artifact doesn't have, which moves a layer's result by 0.7 %, and
+        those of a deep network by more.
+        """
+        return INTEGERS if self.tolerance > 0.01 else FLOATS
 
     def of(self, line: Line) -> Callable[[], Any]:
         """A call of a line on the example."""
