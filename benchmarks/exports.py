@@ -125,18 +125,10 @@ def quantize_static(source: Path, data: Tensor, target: Path) -> Callable[[Tenso
 
     import ptq
 
-    class Reader:
-        def __init__(self) -> None:
-            self.rest = iter(data.split(1))
-
-        def get_next(self) -> dict[str, Any] | None:
-            batch = next(self.rest, None)
-            return None if batch is None else {input_of(source): batch.numpy()}
-
     quantize(
         source,
         target,
-        Reader(),
+        ptq.Reader(data, input_of(source)),
         quant_format=QuantFormat.QDQ,
         per_channel=True,
         activation_type=QuantType.QUInt8,

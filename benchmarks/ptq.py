@@ -158,17 +158,26 @@ def session(path: Path) -> Callable[[Tensor], Tensor]:
     return lambda pictures: torch.from_numpy(made.run(None, {name: pictures.numpy()})[0])
 
 
+class Reader:
+    """Calibration data as onnxruntime's quantizer reads them: one picture at a time.
+
+    Args:
+        pictures: all of them.
+        name: of the network's input.
+    """
+
+    def __init__(self, pictures: Tensor, name: str) -> None:
+        self.rest, self.name = iter(pictures.split(1)), name
+
+    def get_next(self) -> dict[str, numpy.ndarray] | None:
+        """The next picture by the input's name; None after the last."""
+        batch = next(self.rest, None)
+        return None if batch is None else {self.name: batch.numpy()}
+
+
 def by_onnxruntime(method: str, half: Half) -> dict[str, float]:
     """`quantize_static`, per channel: unsigned activations, signed weights."""
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
-
-    class Reader:
-        def __init__(self) -> None:
-            self.rest = iter(half.calibration.split(1))
-
-        def get_next(self) -> dict[str, numpy.ndarray] | None:
-            batch = next(self.rest, None)
-            return None if batch is None else {"inputs": batch.numpy()}
 
     with tempfile.TemporaryDirectory() as folder:
         source, target = float32(Path(folder)), Path(folder) / "int8.onnx"
@@ -176,7 +185,7 @@ def by_onnxruntime(method: str, half: Half) -> dict[str, float]:
         quantize_static(
             source,
             target,
-            Reader(),
+            Reader(half.calibration, "inputs"),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
             activation_type=QuantType.QUInt8,

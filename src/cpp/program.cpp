@@ -7,7 +7,6 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/vector.h>
 
-#include <chrono>
 #include <memory>
 #include <mutex>
 #include <new>
@@ -75,23 +74,6 @@ class Program {
     give_back(std::move(block));
   }
 
-  // The same, and the seconds that each step takes.
-  std::vector<double> timed(int threads, const std::vector<uintptr_t>& inputs, const std::vector<uintptr_t>& outputs) {
-    const std::vector<uintptr_t>* given[] = {nullptr, &inputs, &outputs};
-    check(inputs, outputs);
-    nb::gil_scoped_release release;
-    lilliput::set_threads(threads);
-    std::unique_ptr<Block> block = taken();
-    std::vector<double> seconds;
-    for (const Step& step : steps_) {
-      const auto begun = std::chrono::steady_clock::now();
-      one(step, given, block->data);
-      seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - begun).count());
-    }
-    give_back(std::move(block));
-    return seconds;
-  }
-
  private:
   Place place(const nb::tuple& value, size_t slot) const {
     if (value.size() != 4) throw std::invalid_argument("memory of a step is base, which, offset and bytes");
@@ -146,8 +128,7 @@ const lilliput::Register bind([](nb::module_& m) {
   nb::class_<Program>(m, "Program")
       .def(nb::init<size_t, std::vector<size_t>, std::vector<size_t>>())
       .def("add", &Program::add)
-      .def("run", &Program::run)
-      .def("timed", &Program::timed);
+      .def("run", &Program::run);
 });
 
 }  // namespace

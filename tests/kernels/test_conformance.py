@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import lilliput.kernels
@@ -77,6 +77,7 @@ def test_opcheck(name):
 @pytest.mark.parametrize("variant", VARIANTS)
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**31))
+@example(seed=1216502)  # no rows, one output and a bias for `product_linear`, whose strides once differed
 def test_variants_are_the_reference(name, variant, seed):
     values = arguments(name, seed)
     with kernel.using("reference"):

@@ -1,7 +1,7 @@
 """Every engine beside the dense one, layer by layer, on the families of networks that exports are judged by.
 
-Engines are found by name; one whose package isn't installed skips, and so does one that has no counterpart of an
-operator: what each must take is in its own test.
+Engines are found by name; one whose package isn't installed skips. None may refuse one of these networks, but for
+what `REFUSED` names; engines that only write files have tests of their own.
 """
 
 from functools import cache
@@ -16,9 +16,15 @@ from lilliput.export.sizes import infos_at
 from lilliput.testing.engine import INT8, apart, compressed, every_input, small_networks
 
 ENGINES = [one.path.removeprefix("run/") for one in methods("run") if one.kind == "engine"]
-ENGINES = [name for name in ENGINES if name not in {"native", "dense", "torch_sparse", "c"}]
+WRITERS = {"tensorrt", "mace", "paddlelite"}
+ENGINES = [name for name in ENGINES if name not in {"native", "dense", "torch_sparse", "c"} | WRITERS]
 NEAR = {"": 5e-4, INT8: 0.25}
 """MNN has an erf of its own, 1e-4 off. With levels a value near a border may fall to the next one; the rest follows."""
+
+REFUSED = {("executorch", "resnet18", INT8): "runtime refuses the program"}
+"""By engine, network and recipe: what it says."""
+WHOLE = {("executorch", INT8)}
+"""Its compiler fails at 8-bit networks that give inner tensors too, so that only results are compared."""
 
 made = cache(compressed)
 
@@ -29,18 +35,31 @@ made = cache(compressed)
 def test_each_layer_gets_what_it_gets_in_dense(engine, name, text):
     artifact, x, whole = made(name, text)
     try:
-        found = apart(artifact, engine, x)
+        if (engine, name, text) in REFUSED:
+            with pytest.raises(ModelError, match=REFUSED[engine, name, text]):
+                apart(artifact, engine, x)
+            return
+        found = [] if (engine, text) in WHOLE else apart(artifact, engine, x)
+        net = lilliput.load(artifact, engine=engine)
     except NotInstalled as error:
         pytest.skip(f"{engine}: {error}")
-    except ModelError as error:
-        pytest.skip(f"{engine} refuses {name}: {error}")
-    assert len(found) > 4
+    if (engine, text) in WHOLE:
+        right = lilliput.load(artifact, engine="dense")(x)
+        found = [("output", float((net(x) - right).norm() / right.norm()))]
+    else:
+        assert len(found) > 4
     assert max(far for _, far in found) < NEAR[text], found
     if text:
         # As near to the uncompressed network as the dense engine comes, within a half.
         with torch.no_grad():
             dense = (lilliput.load(artifact, engine="dense")(x) - whole).norm()
-            assert (lilliput.load(artifact, engine=engine)(x) - whole).norm() < 1.5 * dense + 0.02 * whole.norm()
+            assert (net(x) - whole).norm() < 1.5 * dense + 0.02 * whole.norm()
+
+
+@pytest.mark.parametrize("engine", sorted(WRITERS))
+def test_engines_that_only_write_say_so(engine):
+    with pytest.raises(ModelError, match="only writes files"):
+        lilliput.load(made("vgg")[0], engine=engine)
 
 
 def test_inputs_of_layers_are_told_apart():

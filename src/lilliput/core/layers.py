@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from torch import nn
+from torch import Tensor, nn
 
 QUANTIZER = "input_quantizer"
 """Name under which a layer holds the quantizer of what goes into it; its numbers are no weights of the model."""
@@ -94,6 +94,11 @@ def weights(model: nn.Module) -> list[Weight]:
     return _with_ends(
         [Weight(join(*owners[key][0]), kind, tuple(owners[key]), parameter) for key, (kind, parameter) in found.items()]
     )
+
+
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """Returns all parameters and buffers of a model by name, themselves."""
+    return dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
 
 
 def ends_of(kinds: Mapping[str, str]) -> dict[str, frozenset[str]]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lilliput.core.packed import Packed, unpack
-from lilliput.graph.ir import Graph, NodeRef, Ref, TensorRef, refs_of
+from lilliput.graph.ir import Graph, NodeRef, Ref, TensorRef, map_node, map_refs, refs_of
 from lilliput.graph.layers import CONVOLUTIONS, LINEAR, arguments_of, is_margin
 from lilliput.graph.shapes import users_of
 
@@ -295,3 +295,20 @@ def requantized(graph: Graph, levels: Mapping[int, Levels]) -> set[int]:
                 break
             place = following
     return found
+
+
+def without_levels(graph: Graph) -> Graph:
+    """Returns a graph in which activations aren't put on levels: the uncompressed network's.
+
+    Args:
+        graph: any graph.
+    """
+    levels = levels_in(graph)
+
+    def moved(ref: Ref) -> Ref:
+        while isinstance(ref, NodeRef) and ref.index in levels:
+            ref = levels[ref.index].source
+        return ref
+
+    nodes = tuple(map_node(node, moved) for node in graph.nodes)
+    return Graph(**{**vars(graph), "nodes": nodes, "output": map_refs(graph.output, moved)})

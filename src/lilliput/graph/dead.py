@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lilliput.core.cut import Cut
+from lilliput.core.layers import tensors_of
 from lilliput.graph.cut import Cuts, cut_tensors
 from lilliput.graph.ir import Graph, Node, NodeRef
 from lilliput.graph.layers import Layer, arguments_of, layer_of, norm_of
@@ -72,8 +73,7 @@ def find_dead(model: nn.Module, example: Any, traced: tuple[Graph, dict[str, Ten
         (('0: removed 1 of 3 channels',), Cut(parameter='0.weight', axis=0, kept=(0, 2), size=3))
     """
     graph, constants = traced or trace(model, example)
-    state: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
-    state |= dict(model.named_buffers(remove_duplicate=False))
+    state = tensors_of(model)
     shapes = shapes_of(graph, state | constants, bind_example(graph, example)) or [None] * len(graph.nodes)
     work = {name: tensor.detach().double() for name, tensor in state.items() if tensor.is_floating_point()}
     chains: list[_Chain] = []

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lilliput.core.errors import ModelError
+from lilliput.core.layers import tensors_of
 from lilliput.graph.bounds import first_line
 from lilliput.graph.convert import Converted, Unsupported, convert
 from lilliput.graph.ir import Graph, InputRef, InputSpec, NodeRef, Ref, Tree, map_refs
@@ -264,8 +265,7 @@ def _trace_once(
     canonical: dict[int, str] = {}
     for name, value in taken.items():
         canonical.setdefault(id(value), name)
-    every: dict[str, Tensor] = dict(flat.model.named_parameters(remove_duplicate=False))
-    every |= dict(flat.model.named_buffers(remove_duplicate=False))
+    every = tensors_of(flat.model)
 
     def rename(target: str) -> str:
         name = target.removeprefix("model.")

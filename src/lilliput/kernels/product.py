@@ -90,7 +90,7 @@ def product_linear(x: Tensor, word: Tensor, book: Tensor, bias: Tensor | None, o
     y.zero_()
     for table, code in zip(tables, restored(word, values, outputs, runs).T):
         y += table[:, code]
-    return y if bias is None else y + bias
+    return y if bias is None else y.add_(bias)
 
 
 def _tables(x: Tensor, book: Tensor) -> Tensor:

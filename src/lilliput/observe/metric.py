@@ -29,10 +29,10 @@ def metrics(weight: Tensor, stats: Any, method: str) -> Iterator[tuple[slice, Te
     >>> [(rows, gram.shape) for rows, gram in metrics(torch.ones(2, 3), stats, "me")]
     [(slice(0, 2, None), torch.Size([3, 3]))]
     """
-    matrices = matrices_of(weight, stats, method)
+    matrices, peak = _checked(weight, stats, method)
     each = weight.shape[0] // len(matrices)
     for group, matrix in enumerate(matrices):
-        yield slice(group * each, (group + 1) * each), _scaled(matrix, matrices, weight)
+        yield slice(group * each, (group + 1) * each), (matrix.double() / peak).to(weight.dtype)
 
 
 def metrics_together(weight: Tensor, stats: Any, method: str) -> Tensor:
@@ -41,33 +41,20 @@ def metrics_together(weight: Tensor, stats: Any, method: str) -> Tensor:
     Raises:
         MethodError: as `metrics`.
     """
-    matrices = matrices_of(weight, stats, method)
-    return _scaled(matrices, matrices, weight)
+    matrices, peak = _checked(weight, stats, method)
+    return (matrices.double() / peak).to(weight.dtype)
 
 
-def matrices_of(weight: Tensor, stats: Any, method: str) -> Tensor:
-    """Returns the Gram matrices of a layer as they were collected, (groups, columns, columns), checked.
-
-    Raises:
-        MethodError: as `metrics`.
-    """
+def _checked(weight: Tensor, stats: Any, method: str) -> tuple[Tensor, float]:
+    """The Gram matrices as they were collected, and their largest number: in units of it no product overflows."""
     gram: Gram = needed(stats, "gram", method)
     groups, columns = gram.matrix.shape[:2]
     if weight.ndim != 2 or weight.shape[1] != columns or weight.shape[0] % groups:
         raise MethodError(
             f"{method}: calibrated for {groups} x {columns} inputs, which isn't this weight of {tuple(weight.shape)}"
         )
-    peak = _peak(gram.matrix)
+    peak = float(gram.matrix.diagonal(dim1=1, dim2=2).amax()) if columns else 0.0
     if columns and not 0 < peak < torch.inf:
         what = "zero" if peak == 0 else "NaN or infinite"
         raise MethodError(f"{method}: all that the data puts into this layer is {what}; calibrate on other data")
-    return gram.matrix
-
-
-def _peak(matrices: Tensor) -> float:
-    return float(matrices.diagonal(dim1=1, dim2=2).amax()) if matrices.shape[1] else 0.0
-
-
-def _scaled(part: Tensor, matrices: Tensor, weight: Tensor) -> Tensor:
-    """In units of the largest, so that no product overflows."""
-    return (part.double() / _peak(matrices)).to(weight.dtype)
+    return gram.matrix, peak

@@ -14,10 +14,10 @@ from torch import nn
 from lilliput.core.errors import ModelError
 from lilliput.export.c import to_c
 from lilliput.export.lower import lowered
+from lilliput.export.network import network_of
 from lilliput.export.steps import Steps
 from lilliput.file.artifact import Artifact
 from lilliput.file.atomic import write_pieces
-from lilliput.graph.factors import factored
 from lilliput.graph.ir import Graph
 from lilliput.graph.run import bind_inputs, check_inputs
 from lilliput.graph.structure import join
@@ -87,8 +87,4 @@ class Computed(nn.Module):
 
 
 def _steps(artifact: Artifact) -> Steps:
-    if artifact.graph is None:
-        raise ModelError("the file holds no graph: C needs one; compress with data or example=")
-    found = factored(artifact.graph, artifact.weights)
-    state = {name: artifact.weight(name) for name in artifact.weights if name not in found.replaced}
-    return lowered(found.graph, {**state, **found.tensors, **artifact.constants}, artifact.weights)
+    return lowered(*network_of(artifact, "C"), artifact.weights)

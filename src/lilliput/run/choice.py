@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lilliput.core.errors import LilliputError, MethodError, NotInstalled
 from lilliput.core.packed import Packed
 from lilliput.export.few_bits import FLOATS, INTEGERS, Few, few_layers
-from lilliput.export.quantized import coded_layers, levels_in
+from lilliput.export.quantized import coded_layers, levels_in, without_levels
 from lilliput.export.sizes import infos_of
 from lilliput.file.artifact import Artifact
 from lilliput.graph.factors import Factored, factored
@@ -26,7 +26,7 @@ from lilliput.graph.program import Program
 from lilliput.kernels.found import TOLERANCE, serving, serving_dense
 from lilliput.run.algorithm import asked, module_for
 from lilliput.run.clock import race
-from lilliput.run.examples import example_inputs, without_levels
+from lilliput.run.examples import example_inputs
 from lilliput.run.layer_steps import BY_FLOATS
 from lilliput.run.line import Line, Part, in_kernel, in_onnx, in_torch
 from lilliput.run.openvino import in_openvino

@@ -1,32 +1,14 @@
-"""What a graph is timed with: inputs of the sizes that it takes, and the graph as the uncompressed network has it."""
+"""What a graph is timed with: inputs of the sizes that it takes."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from lilliput.export.quantized import levels_in
-from lilliput.graph.ir import Graph, NodeRef, Ref, map_node, map_refs
+from lilliput.graph.ir import Graph
 
 LENGTH = 64
 """An open size that is no batch is this while layers are timed, if it may be."""
-
-
-def without_levels(graph: Graph) -> Graph:
-    """Returns a graph in which activations aren't put on levels: the uncompressed network's.
-
-    Args:
-        graph: any graph.
-    """
-    levels = levels_in(graph)
-
-    def moved(ref: Ref) -> Ref:
-        while isinstance(ref, NodeRef) and ref.index in levels:
-            ref = levels[ref.index].source
-        return ref
-
-    nodes = tuple(map_node(node, moved) for node in graph.nodes)
-    return Graph(**{**vars(graph), "nodes": nodes, "output": map_refs(graph.output, moved)})
 
 
 def example_inputs(graph: Graph, batch: int = 1, length: int = LENGTH) -> list[Tensor]:

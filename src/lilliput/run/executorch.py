@@ -7,16 +7,14 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import Any, ClassVar
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lilliput.core.errors import ModelError, NotInstalled
 from lilliput.export.network import network_of
 from lilliput.file.artifact import Artifact
 from lilliput.file.atomic import write_pieces
 from lilliput.graph.ir import Graph
-from lilliput.graph.run import bind_inputs, check_inputs
-from lilliput.graph.structure import join
+from lilliput.run.single import one_by_one
 
 
 @dataclass(frozen=True)
@@ -74,20 +72,23 @@ class ExecutorchModule(nn.Module):
         self.eval()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Computes what the original model did in eval mode; see `GraphModule.forward`."""
+        """Computes what the original model did in eval mode; see `GraphModule.forward`.
+
+        Raises:
+            ModelError: the runtime fails.
+        """
         graph, method = self.__dict__["graph"], self.__dict__["held"][-1]
-        inputs = bind_inputs(graph, args, kwargs)
-        check_inputs(graph.inputs, graph.symbols, inputs)
-        batched = [isinstance(spec.shape[0], str) for spec in graph.inputs]
-        rows = []
+
+        def call(given: list[Tensor]) -> list[Tensor]:
+            inputs = [x.detach().to(s.dtype).contiguous() for x, s in zip(given, graph.inputs)]
+            try:
+                return [one.clone() for one in method.execute(inputs)]
+            except RuntimeError as error:
+                raise ModelError(f"ExecuTorch fails at this network: {' '.join(str(error).split())[:200]}") from None
+
         # One method runs one input at a time.
         with self.__dict__["lock"]:
-            for place in range(max([len(x) for x, many in zip(inputs, batched) if many], default=1)):
-                given = [x[place : place + 1] if many else x for x, many in zip(inputs, batched)]
-                found = method.execute([x.detach().to(s.dtype).contiguous() for x, s in zip(given, graph.inputs)])
-                rows.append([one.clone() for one in found])
-        results = iter(torch.cat(column) if len(rows) > 1 else column[0] for column in zip(*rows))
-        return join(graph.output, lambda _: next(results))
+            return one_by_one(graph, args, kwargs, call)
 
 
 def opened(data: bytes) -> tuple[Any, ...]:

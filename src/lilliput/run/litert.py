@@ -8,15 +8,14 @@ from os import PathLike
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lilliput.core.errors import ModelError, NotInstalled
 from lilliput.export.network import network_of
 from lilliput.file.artifact import Artifact
 from lilliput.file.atomic import write_pieces
 from lilliput.graph.ir import Graph
-from lilliput.graph.run import bind_inputs, check_inputs
-from lilliput.graph.structure import join
+from lilliput.run.single import one_by_one
 
 INSTALL = "this engine needs ai-edge-litert: pip install 'lilliput[litert]'"
 
@@ -83,21 +82,17 @@ class LitertModule(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Computes what the original model did in eval mode; see `GraphModule.forward`."""
         graph, interpreter = self.__dict__["graph"], self.__dict__["interpreter"]
-        inputs = bind_inputs(graph, args, kwargs)
-        check_inputs(graph.inputs, graph.symbols, inputs)
-        given, wanted = interpreter.get_input_details(), interpreter.get_output_details()
-        batched = [isinstance(spec.shape[0], str) for spec in graph.inputs]
-        rows = []
+        places, wanted = interpreter.get_input_details(), interpreter.get_output_details()
+
+        def call(given: list[Tensor]) -> list[Tensor]:
+            for entry, spec, x in zip(places, graph.inputs, given):
+                interpreter.set_tensor(entry["index"], x.to(spec.dtype).detach().cpu().contiguous().numpy())
+            interpreter.invoke()
+            return [torch.from_numpy(interpreter.get_tensor(entry["index"])) for entry in wanted]
+
         # One interpreter runs one input at a time.
         with self.__dict__["lock"]:
-            for place in range(max([len(x) for x, many in zip(inputs, batched) if many], default=1)):
-                for entry, spec, x, many in zip(given, graph.inputs, inputs, batched):
-                    one = (x[place : place + 1] if many else x).to(spec.dtype)
-                    interpreter.set_tensor(entry["index"], one.detach().cpu().contiguous().numpy())
-                interpreter.invoke()
-                rows.append([torch.from_numpy(interpreter.get_tensor(entry["index"])) for entry in wanted])
-        results = iter(torch.cat(column) if len(rows) > 1 else column[0] for column in zip(*rows))
-        return join(graph.output, lambda _: next(results))
+            return one_by_one(graph, args, kwargs, call)
 
 
 def package() -> Any:

@@ -469,6 +469,7 @@ def _window(own: Lowering, index: int, bound: Mapping[str, Any]) -> Any:
 
 @rule("mul.Tensor")
 def _scaled(own: Lowering, index: int, bound: Mapping[str, Any]) -> Any:
+    # That by XNOR-Net's K has its value from the convolution before it; the rule keeps it in the stretch.
     raise Unfit("a product of tensors")
 
 

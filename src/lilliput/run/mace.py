@@ -9,8 +9,8 @@ from typing import ClassVar
 from torch import nn
 
 from lilliput.core.errors import ModelError
+from lilliput.export.network import write_listed
 from lilliput.file.artifact import Artifact
-from lilliput.run.paddlelite import write_listed
 
 # The list of MACE's tools/python/transform/onnx_converter.py, without those of Kaldi.
 OPERATORS = frozenset((

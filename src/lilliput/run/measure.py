@@ -17,6 +17,7 @@ from lilliput.core.data import call
 from lilliput.core.errors import LilliputError, ModelError
 from lilliput.core.method import find, methods
 from lilliput.core.recipe import Recipe
+from lilliput.export.quantized import without_levels
 from lilliput.file.artifact import Artifact
 from lilliput.file.message import one_line
 from lilliput.file.read import read
@@ -25,7 +26,7 @@ from lilliput.graph.ir import Graph
 from lilliput.graph.structure import join
 from lilliput.run.choice import GAIN
 from lilliput.run.clock import race
-from lilliput.run.examples import example_inputs, without_levels
+from lilliput.run.examples import example_inputs
 from lilliput.run.load import load
 from lilliput.run.weigh import weigh
 from lilliput.train.compress import compress

@@ -24,15 +24,14 @@ import torch
 from torch import Tensor, nn
 
 from lilliput.core.errors import ModelError, NotInstalled
-from lilliput.export.quantized import codes_of, levels_in
+from lilliput.export.network import network_of
+from lilliput.export.quantized import codes_of, levels_in, without_levels
 from lilliput.file.artifact import Artifact
 from lilliput.file.atomic import write_pieces
-from lilliput.graph.factors import factored
 from lilliput.graph.ir import Graph, refs_of
 from lilliput.graph.layers import layer_of
 from lilliput.graph.run import bind_inputs, check_inputs
 from lilliput.graph.structure import join
-from lilliput.run.examples import without_levels
 
 INSTALL = "this engine needs mnn and onnx: pip install 'lilliput[mnn]'"
 SPARSE = 0.5
@@ -78,21 +77,17 @@ class Mnn:
         write_pieces(path, (self._converted(artifact),))
 
     def _converted(self, artifact: Artifact) -> bytes:
-        if artifact.graph is None:
-            raise ModelError("the file holds no graph: MNN needs one; compress with data or example=")
+        graph, tensors = network_of(artifact, "MNN")
         package()
         from lilliput.export.onnx import to_onnx
 
-        found = factored(artifact.graph, artifact.weights)
-        if any(one.high - one.low < 254 for one in levels_in(found.graph).values()):
+        if any(one.high - one.low < 254 for one in levels_in(graph).values()):
             raise ModelError("MNN has no activations of fewer than 8 bits")
-        odd = [spec.dtype for spec in found.graph.inputs if spec.dtype != torch.float32]
+        odd = [spec.dtype for spec in graph.inputs if spec.dtype != torch.float32]
         if odd:
             raise ModelError(f"only float32 inputs are handed to MNN, not {odd[0]}")
-        state = {name: artifact.weight(name) for name in artifact.weights if name not in found.replaced}
-        tensors = {**state, **found.tensors, **artifact.constants}
-        data = to_onnx(without_levels(found.graph), tensors).SerializeToString()
-        return converted(data, wishes(found.graph, tensors, artifact.weights))
+        data = to_onnx(without_levels(graph), tensors).SerializeToString()
+        return converted(data, wishes(graph, tensors, artifact.weights))
 
 
 class MnnModule(nn.Module):

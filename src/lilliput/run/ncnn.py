@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from lilliput.core.errors import ModelError, NotInstalled
 from lilliput.export.ncnn import Files, to_ncnn
+from lilliput.export.network import network_of
 from lilliput.file.artifact import Artifact
 from lilliput.file.atomic import write_pieces
-from lilliput.graph.factors import factored
 from lilliput.graph.ir import Graph, refs_of
 from lilliput.graph.run import bind_inputs, check_inputs
 from lilliput.graph.structure import join
@@ -78,11 +78,7 @@ class Ncnn:
         write_pieces(target, (files.param.encode(),))
 
     def _files(self, artifact: Artifact) -> Files:
-        if artifact.graph is None:
-            raise ModelError("the file holds no graph: ncnn needs one; compress with data or example=")
-        found = factored(artifact.graph, artifact.weights)
-        state = {name: artifact.weight(name) for name in artifact.weights if name not in found.replaced}
-        return to_ncnn(found.graph, {**state, **found.tensors, **artifact.constants}, artifact.weights, self.half)
+        return to_ncnn(*network_of(artifact, "ncnn"), artifact.weights, self.half)
 
 
 class NcnnModule(nn.Module):

@@ -10,11 +10,11 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from lilliput.core.errors import ModelError, NotInstalled
+from lilliput.core.errors import NotInstalled
 from lilliput.export.few_bits import FLOATS, INTEGERS
+from lilliput.export.network import network_of
 from lilliput.file.artifact import Artifact
 from lilliput.file.atomic import write_pieces
-from lilliput.graph.factors import factored
 from lilliput.graph.ir import Graph, NodeRef, refs_of
 from lilliput.graph.run import bind_inputs, check_inputs
 from lilliput.graph.structure import join
@@ -113,17 +113,13 @@ def _value(graph: Graph, ref: Any, result: Tensor) -> Any:
 
 
 def _translated(artifact: Artifact, products: str) -> tuple[Graph, bytes]:
-    if artifact.graph is None:
-        why = dict(artifact.facts.get("notes", {})).get("graph", "none")
-        raise ModelError(f"the file holds no graph ({why}): ONNX needs one; compress with data or example=")
+    graph, tensors = network_of(artifact, "ONNX")
     _package("onnx")
     from lilliput.export.onnx import to_onnx
 
-    found = factored(artifact.graph, artifact.weights)
-    state = {name: artifact.weight(name) for name in artifact.weights if name not in found.replaced}
-    tensors = {**state, **found.tensors, **artifact.constants}
     few = INTEGERS if products == "integers" else FLOATS
-    return artifact.graph, to_onnx(found.graph, tensors, artifact.weights, few=few).SerializeToString()
+    assert artifact.graph is not None
+    return artifact.graph, to_onnx(graph, tensors, artifact.weights, few=few).SerializeToString()
 
 
 def _package(name: str) -> Any:

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from lilliput.core.errors import ModelError, NotInstalled
 from lilliput.export.few_bits import INTEGERS
+from lilliput.export.network import network_of
 from lilliput.export.sizes import infos_of
 from lilliput.file.artifact import Artifact
 from lilliput.file.atomic import write_pieces
-from lilliput.graph.factors import factored
 from lilliput.graph.ir import refs_of
 from lilliput.run.line import Call, Line, Part
 from lilliput.run.pieces import Piece, pieces_of
@@ -87,12 +87,9 @@ class Openvino:
         target = Path(path)
         if target.suffix != ".xml":
             raise ModelError(f"{target}: OpenVINO's files end in .xml, with the weights in .bin beside it")
-        if artifact.graph is None:
-            raise ModelError("the file holds no graph: OpenVINO needs one; compress with data or example=")
-        runtime, found = package(), factored(artifact.graph, artifact.weights)
-        state = {name: artifact.weight(name) for name in artifact.weights if name not in found.replaced}
-        tensors = {**state, **found.tensors, **artifact.constants}
-        model = _read(runtime, found.graph, tensors, artifact.weights)
+        graph, tensors = network_of(artifact, "OpenVINO")
+        runtime = package()
+        model = _read(runtime, graph, tensors, artifact.weights)
         with TemporaryDirectory() as folder:
             made = Path(folder) / "net.xml"
             runtime.save_model(model, str(made), compress_to_fp16=False)

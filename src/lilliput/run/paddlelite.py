@@ -8,11 +8,9 @@ from typing import ClassVar
 
 from torch import nn
 
-from lilliput.core.errors import ModelError, NotInstalled
-from lilliput.export.network import network_of
+from lilliput.core.errors import ModelError
+from lilliput.export.network import write_listed
 from lilliput.file.artifact import Artifact
-from lilliput.file.atomic import write_pieces
-from lilliput.run.examples import without_levels
 
 # X2Paddle's list of ONNX operators, docs/inference_model_convertor/op_list.md; it reads versions 9 to 11.
 OPERATORS = frozenset((
@@ -61,19 +59,3 @@ class Paddlelite:
             NotInstalled: onnx is missing.
         """
         write_listed(artifact, path, (OPERATORS, OPSET, "Paddle Lite's converter"))
-
-
-def write_listed(artifact: Artifact, path: str | PathLike[str], how: tuple[frozenset[str], int, str]) -> None:
-    """Writes ONNX of listed operators, see `export.listed`.
-
-    Args:
-        artifact: one with a graph.
-        path: where to.
-        how: the list, the version of ONNX, and whose list it is.
-    """
-    graph, tensors = network_of(artifact, how[2])
-    try:
-        from lilliput.export.listed import to_listed
-    except ImportError as error:
-        raise NotInstalled(f"this engine needs onnx: pip install 'lilliput[onnx]' ({error})") from None
-    write_pieces(path, (to_listed(without_levels(graph), tensors, *how).SerializeToString(),))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,10 +75,8 @@ class ProgramCall:
         if call is None:
             call = self.plain
             if len(self.calls) <= SIZES:
-                try:
+                with suppress(LilliputError):
                     call = self._lowered(given, False).program
-                except LilliputError:
-                    call = self.plain
                 self.calls[key] = call
         return call(given)
 

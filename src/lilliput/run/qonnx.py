@@ -7,15 +7,14 @@ from os import PathLike
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lilliput.core.errors import NotInstalled
 from lilliput.export.network import network_of
 from lilliput.file.artifact import Artifact
 from lilliput.file.atomic import write_pieces
 from lilliput.graph.ir import Graph
-from lilliput.graph.run import bind_inputs, check_inputs
-from lilliput.graph.structure import join
+from lilliput.run.single import one_by_one
 
 INSTALL = "this engine needs qonnx: pip install 'lilliput[qonnx]'"
 
@@ -85,17 +84,13 @@ class Executed(nn.Module):
         from qonnx.core.onnx_exec import execute_onnx
 
         graph, model = self.__dict__["graph"], self.__dict__["model"]
-        inputs = bind_inputs(graph, args, kwargs)
-        check_inputs(graph.inputs, graph.symbols, inputs)
         names = [entry.name for entry in model.graph.input]
-        batched = [isinstance(spec.shape[0], str) for spec in graph.inputs]
-        rows = []
-        for place in range(max([len(x) for x, many in zip(inputs, batched) if many], default=1)):
-            given = [x[place : place + 1] if many else x for x, many in zip(inputs, batched)]
+
+        def call(given: list[Tensor]) -> list[Tensor]:
             found = execute_onnx(model, {name: x.detach().numpy() for name, x in zip(names, given)})
-            rows.append([torch.from_numpy(found[entry.name]) for entry in model.graph.output])
-        results = iter(torch.cat(column) if len(rows) > 1 else column[0] for column in zip(*rows))
-        return join(graph.output, lambda _: next(results))
+            return [torch.from_numpy(found[entry.name]) for entry in model.graph.output]
+
+        return one_by_one(graph, args, kwargs, call)
 
 
 def _translated(artifact: Artifact) -> Any:

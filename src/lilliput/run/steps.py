@@ -224,15 +224,6 @@ class Program:
         self.made.run(torch.get_num_threads(), [x.data_ptr() for x in held], [y.data_ptr() for y in outputs])
         return [outputs[which].view(shape) for which, shape in self.results]
 
-    def timed(self, given: Sequence[Tensor]) -> list[float]:
-        """Runs it once and returns the seconds of each step."""
-        held = [x.contiguous() for x in given]
-        outputs = [torch.empty(size) for size in self.sizes]
-        found: list[float] = self.made.timed(
-            torch.get_num_threads(), [x.data_ptr() for x in held], [y.data_ptr() for y in outputs]
-        )
-        return found
-
 
 def _whole(offset: int) -> int:
     return offset + -offset % LINE

@@ -8,6 +8,7 @@ from torch import nn
 
 import lilliput
 from lilliput.core.errors import DataError, MethodError, RecipeError
+from lilliput.core.layers import tensors_of
 from lilliput.core.recipe import Recipe
 from lilliput.file.read import loads
 from lilliput.file.write import dumps
@@ -17,7 +18,7 @@ from lilliput.graph.trace import trace
 from lilliput.nets.resnet import ResNet
 from lilliput.quantize.passes.absorb import Absorb
 from lilliput.quantize.passes.bias_correction import BiasCorrection
-from lilliput.quantize.passes.equalize import Equalize, tensors_of
+from lilliput.quantize.passes.equalize import Equalize
 from lilliput.quantize.passes.smooth import Smooth, largest_inputs
 from lilliput.train.attach import attachment
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lilliput.core.checks import check_range, is_finite
 from lilliput.core.data import call, inputs_of
 from lilliput.core.errors import DataError
+from lilliput.core.layers import tensors_of
 from lilliput.graph.ir import Graph, NodeRef
 from lilliput.graph.layers import Layer, layer_of, norm_of
 from lilliput.graph.shapes import users_of
@@ -68,7 +69,7 @@ class Absorb:
         Raises:
             DataError: what comes out of a layer isn't finite.
         """
-        state = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+        state = tensors_of(model)
         pairs = _pairs(graph, state)
         seen = _spreads(model, [bias.rpartition(".")[0] for bias, _ in pairs], data)
         count = places = 0

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lilliput.core.checks import check_range
+from lilliput.core.layers import tensors_of
 from lilliput.graph.ir import Graph
 from lilliput.graph.scaling import Space, spaces_of
 
@@ -77,8 +78,3 @@ def _scaled(space: Space, state: Mapping[str, Tensor]) -> float:
     factors = factors.clamp(1e-6, 1e6)
     space.divide(factors, state)
     return float(factors.log().abs().max())
-
-
-def tensors_of(model: nn.Module) -> dict[str, Tensor]:
-    """Returns all parameters and buffers of a model by name, themselves."""
-    return dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lilliput.core.checks import check_range, is_finite
 from lilliput.core.data import call, inputs_of
 from lilliput.core.errors import DataError
+from lilliput.core.layers import tensors_of
 from lilliput.graph.ir import Graph
 from lilliput.graph.layers import Layer
 from lilliput.graph.scaling import spaces_of
@@ -58,8 +59,7 @@ class Smooth:
         Raises:
             DataError: what goes into a layer isn't finite.
         """
-        state: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
-        state |= dict(model.named_buffers(remove_duplicate=False))
+        state = tensors_of(model)
         spaces = spaces_of(graph, state)
         seen = largest_inputs(model, [taker for space in spaces for taker in space.takers], data)
         count = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,8 @@ from torch import Tensor
 from lilliput.core.checks import check_range
 from lilliput.core.errors import MethodError
 from lilliput.core.solver import RoundingSolver
-from lilliput.observe.metric import matrices_of, metrics, metrics_together
+from lilliput.core.stats import needed
+from lilliput.observe.metric import metrics, metrics_together
 from lilliput.solve.inverse_hessian import Place, descend, feedback, inverse_factor
 from lilliput.solve.inverse_hessians import descends, feedbacks, inverse_factors
 from lilliput.solve.levels import Levels
@@ -61,16 +63,13 @@ class GPTQ(RoundingSolver):
 
     def settle(self, weight: Tensor, levels: Levels, stats: Any = None) -> Tensor:
         """Returns the levels; see `RoundingSolver`."""
-        groups, columns = matrices_of(weight, stats, NAME).shape[:2]
-        try:
-            if groups > 1 and columns <= SMALL:
-                return self._together(weight, levels, metrics_together(weight, stats, NAME))
-            found = torch.empty_like(weight)
-            for rows, gram in metrics(weight, stats, NAME):
-                found[rows] = self._alone(weight[rows], levels, rows, gram)
-            return found
-        except ValueError as error:
-            raise MethodError(f"{NAME}: {error}; give more or other calibration data") from None
+        groups, columns = needed(stats, "gram", NAME).matrix.shape[:2]
+        if groups > 1 and columns <= SMALL:
+            return self._together(weight, levels, metrics_together(weight, stats, NAME))
+        found = torch.empty_like(weight)
+        for rows, gram in metrics(weight, stats, NAME):
+            found[rows] = self._alone(weight[rows], levels, rows, gram)
+        return found
 
     def _alone(self, weight: Tensor, levels: Levels, rows: slice, gram: Tensor) -> Tensor:
         """The levels of one group of rows, by its Gram matrix, which is changed."""
@@ -79,7 +78,7 @@ class GPTQ(RoundingSolver):
         order = gram.diagonal().argsort(descending=True, stable=True) if self.order else torch.arange(len(gram))
         own, gram = weight[:, order], gram[order][:, order]
         place = _placing(own, levels, rows, order)
-        upper = inverse_factor(gram, 0.0)
+        upper = _inverted(lambda one: inverse_factor(one, 0.0), gram)
         solved = feedback(own, upper, place, self.block)
         del upper
         if self.passes:
@@ -118,7 +117,7 @@ class GPTQ(RoundingSolver):
             return levels.near(values, rows, where[..., column]).masked_fill_(zero[..., column], 0)
 
         near = levels.near(own, rows[..., None], where).masked_fill_(zero, 0)
-        solved = feedbacks(own, inverse_factors(grams), place)
+        solved = feedbacks(own, _inverted(inverse_factors, grams), place)
         if self.passes:
             gaps = [((own - one) @ grams * (own - one)).sum(2, dtype=torch.float64) for one in (near, solved)]
             solved = torch.where((gaps[0] < gaps[1])[..., None], near, solved)
@@ -130,6 +129,13 @@ class GPTQ(RoundingSolver):
         found = torch.empty_like(solved).scatter_(2, where, solved)
         nearest = torch.empty_like(near).scatter_(2, where, near)
         return torch.where(dead, nearest, found).reshape(weight.shape)
+
+
+def _inverted(invert: Callable[[Tensor], Tensor], gram: Tensor) -> Tensor:
+    try:
+        return invert(gram)
+    except ValueError as error:
+        raise MethodError(f"{NAME}: {error}; give more or other calibration data") from None
 
 
 def _errors(change: Tensor, gram: Tensor) -> Tensor:
