@@ -49,7 +49,7 @@ ext: ## Build the C++ extension in place, for work on its sources with PYTHONPAT
 	install -m 755 build/ext/_cpp*.so src/lilliput/
 
 # Address and undefined-behaviour sanitizers over the kernels, with the random shapes of their tests.
-sanitize: ## Build the extension with sanitizers, apart, and run the kernels' tests on it (gcc).
+sanitize: ## Build the extension with sanitizers, apart, and run the kernels' tests on it (gcc; PYTHON with nanobind and pytest).
 	cmake -S . -B build/sanitize -DCMAKE_BUILD_TYPE=Release -DLILLIPUT_SANITIZE=ON -DPython_EXECUTABLE=$$($(PYTHON) -c 'import sys; print(sys.executable)')
 	cmake --build build/sanitize -j2
 	mkdir -p build/sanitize/src
@@ -58,7 +58,7 @@ sanitize: ## Build the extension with sanitizers, apart, and run the kernels' te
 	cp build/sanitize/_cpp*.so build/sanitize/src/lilliput/
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0:alloc_dealloc_mismatch=0 \
 	UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=build/sanitize/src OMP_NUM_THREADS=1 \
-	$(PYTHON) -m pytest -q -p no:xdist -p no:cacheprovider tests/kernels -k "not export_and_compile and not opcheck"
+	$(PYTHON) -m pytest -q -p no:xdist -p no:cacheprovider tests/kernels tests/run/test_programs.py -k "not export_and_compile and not opcheck"
 
 clean: ## Remove what was built and installed.
 	rm -rf build $(VENV) src/lilliput/_cpp*.so
