@@ -13,6 +13,7 @@ import argparse
 import ctypes
 import itertools
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -101,8 +102,8 @@ def alone(layer: sparse_conv.SparseConv, x: Tensor, y: Tensor) -> Callable[[], A
     own = layer.window
     sizes = [*x.shape, layer.outputs, own.groups, *own.numbers[:8], *y.shape[2:]]
     block, status = layer.value.shape[1], torch.zeros(1, dtype=torch.int32)
-    part = (torch.tensor(sizes), layer.start, layer.column, layer.value, None, x, y, len(layer.column), block, status)
-    return lambda: kernel.run("sparse_conv", *part)
+    part = (torch.tensor(sizes), layer.start, layer.column, layer.value, None, x, y, len(layer.column), block)
+    return lambda: kernel.run("sparse_conv", *part, 0, status, None, -math.inf, math.inf)
 
 
 def close(found: Tensor, expected: Tensor) -> None:
