@@ -44,6 +44,7 @@ class Histogram:
         low: the smallest value.
         high: the largest.
         zeros: values that are exactly zero, counted in their bin too.
+        examples: how many tensors of a batch were seen, by the first dimension.
     """
 
     counts: Tensor
@@ -52,6 +53,7 @@ class Histogram:
     low: float
     high: float
     zeros: int
+    examples: int = 1
 
     def points(self) -> tuple[Tensor, Tensor]:
         """Returns the centres of the bins between the ends, (1, n), float64, and their counts, (n,).
@@ -97,6 +99,7 @@ class HistogramOf:
         self.counts: Tensor | None = None
         self.exponent = 0
         self.zeros = 0
+        self.examples = 0
 
     def see(self, value: Tensor) -> None:
         """Takes what goes into one call of the layer."""
@@ -119,13 +122,14 @@ class HistogramOf:
         places = (flat if exact else flat.double()).mul(scale).floor_().to(torch.int32).add_(HALF)
         self.counts = self.counts + torch.bincount(places.cpu(), minlength=2 * HALF)
         self.zeros += value.numel() - int(value.count_nonzero())
+        self.examples += len(value) if value.ndim > 1 else 1
 
     def result(self) -> Histogram | None:
         """Returns what was seen, or None if nothing was."""
         if self.counts is None:
             return None
         reach = 2.0**self.exponent
-        return Histogram(self.counts, -reach, reach / HALF, self.range.low, self.range.high, self.zeros)
+        return Histogram(self.counts, -reach, reach / HALF, self.range.low, self.range.high, self.zeros, self.examples)
 
 
 def ends(stats: Any, method: str) -> tuple[float, float]:

@@ -97,6 +97,19 @@ def test_ncnn_passes_over_zeros():
     assert torch.equal(KLNcnn(512).span(values, Grid(8))[1], KLNcnn(512).span(values[:, :5000], Grid(8))[1])
 
 
+@pytest.mark.parametrize("zeros", [50_000, 5_000_000])
+def test_zeros_of_a_relu_change_nothing(zeros):
+    """They are represented at any scale; as a peak in the first bin they would clip nearly all of the rest."""
+    centres = (torch.arange(2000, dtype=torch.float64)[None] + 0.5) / 2000
+    counts = torch.exp(-3 * centres) * 1000
+    more = counts.clone()
+    more[0, 0] += zeros
+    grid = Grid(8, symmetric=False)
+    plain = KL().span(centres, grid, counts)[1]
+    assert torch.equal(KL().span(centres, grid, more)[1], plain)
+    assert float(plain) > 0.7
+
+
 def test_fewer_codes_clip_more():
     values = gaussian(1, 50_000)
     ends = [float(KL().span(values, Grid(bits))[1]) for bits in (3, 5, 8)]

@@ -10,6 +10,7 @@ from lilliput.core.errors import MethodError
 from lilliput.core.packed import unpack
 from lilliput.core.stats import Stats
 from lilliput.observe.inputs import Gram
+from lilliput.observe.ranges import HistogramOf
 from lilliput.quantize.solvers.aciq import ACIQ, FROM_PEAK, clip
 from lilliput.quantize.solvers.easy import Easy, matched
 from lilliput.quantize.solvers.hqq import HQQ
@@ -99,6 +100,21 @@ def test_aciq_takes_the_deviation_from_the_largest_value():
     deviation = 2 * 3 * FROM_PEAK / math.sqrt(2 * math.log(1000))
     assert pytest.approx(0.5402, abs=5e-5) == FROM_PEAK
     assert float(ACIQ().span(values, Grid(4))[1]) == pytest.approx(clip("gaussian", 4) * deviation, rel=1e-5)
+
+
+def test_aciq_counts_the_values_of_one_example():
+    """However many pictures calibrate, the range is that of the values of one with the same extremes."""
+    values = gaussian(8, 1000)
+    spans = []
+    for images in (values, values.repeat(50, 1)):
+        seen = HistogramOf()
+        seen.see(images)
+        centres, counts = seen.result().points()
+        spans.append(float(ACIQ().span(centres, Grid(8), counts, Stats({"histogram": seen.result()}))[1]))
+    peak = float(centres.abs().max())
+    assert spans[0] == spans[1]
+    deviation = 2 * peak * FROM_PEAK / math.sqrt(2 * math.log(1000))
+    assert spans[0] == pytest.approx(min(clip("gaussian", 8) * deviation, peak), rel=1e-3)
 
 
 @pytest.mark.parametrize(("shape", "values"), [("normal", gaussian(1, 200_000)), ("laplace", laplace(1, 200_000))])

@@ -28,8 +28,9 @@ class ACIQ(RangeSolver):
     what rounding cost; for a Laplace distribution of scale 1 it is 2 e^-a + a^2 / (3 4^bits).
 
     Attributes:
-        shape: `"gaussian"`: the deviation is that expected of n values with this max|x|, as ncnn takes it. `"normal"`:
-            the deviation is sqrt(mean x^2). `"laplace"`: the scale is mean|x|.
+        shape: `"gaussian"`: the deviation is that expected of n values with this max|x|, as ncnn takes it; of
+            activations n is the number of one example. `"normal"`: the deviation is sqrt(mean x^2). `"laplace"`: the
+            scale is mean|x|.
 
     >>> [round(clip("gaussian", bits), 4) for bits in (2, 3, 4, 8)]
     [1.7106, 2.1516, 2.5591, 3.924]
@@ -52,7 +53,8 @@ class ACIQ(RangeSolver):
         number = peak.new_full((len(values),), values.shape[1]) if weight is None else weight.sum(1)
         seen = scaled.double() if weight is None else scaled.double() * weight.sqrt()
         if self.shape == "gaussian":
-            width = 2 * FROM_PEAK * peak / (2 * number.clamp(min=2).log()).sqrt()
+            one = number / getattr(getattr(stats, "values", {}).get("histogram"), "examples", 1)
+            width = 2 * FROM_PEAK * peak / (2 * one.clamp(min=2).log()).sqrt()
         elif self.shape == "normal":
             width = (seen.square().sum(1) / number.clamp(min=1)).sqrt()
         else:

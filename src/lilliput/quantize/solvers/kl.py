@@ -26,6 +26,8 @@ class KL(RangeSolver):
     value is negative and the grid is affine), each level's mass spread evenly over its bins that aren't empty; both
     are normalised, KL(P | Q) = sum P ln(P / Q) is least for i*, and the range ends at (i* + 1/2) bins (Migacz 2017,
     8-bit inference with TensorRT, GTC). Where the last bin is empty but something lies beyond, its Q counts as 10^-9.
+    The first bin counts as the second, as in NVIDIA's own tools: the zeros that a ReLU leaves cost nothing at any
+    scale, but as a peak in one bin of a wide level they would diverge so much that half of the rest was clipped.
 
     Meant for activations, whose histogram has one row; each row takes some milliseconds.
 
@@ -49,6 +51,7 @@ class KL(RangeSolver):
         """Returns the range; see `RangeSolver`."""
         weight = checked(NAME, values, counts)
         histogram, peak = magnitudes(values, weight, self.bins)
+        histogram[:, 0] = histogram[:, 1]
         levels = min(grid.highest + 1, self.bins)
         if not grid.symmetric and not one_sided(values, weight):
             levels = min(2 ** (grid.bits - 1), self.bins)
