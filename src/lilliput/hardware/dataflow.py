@@ -78,7 +78,7 @@ def analyse(layer: Layer, device: Device, flow: str = "", slack: float = 0.01) -
     Of a value that is used a b c d times, a times from DRAM, b times from the buffer for each of these, c times in the
     array, d times from a register, moving costs a E_dram + a b E_buffer + a b c E_array + a b c d E_register; of a sum
     of as many, (2a - 1) E_dram + 2a (b - 1) E_buffer + a b (c - 1) E_array + 2 a b c d E_register (Chen, Emer & Sze,
-    ISCA 2016). The splits are of a model of our own, which `row_stationary.simulate` counts after; the search runs over
+    ISCA 2016). The splits are of a model of our own, which `simulate.simulate` counts after; the search runs over
     equal parts of batch, filters, channels and rows, over all orders of loops, and over what an array does in a pass.
 
     Args:
