@@ -9,8 +9,9 @@ from torch import nn
 from torch.nn import functional
 
 import lilliput
-from lilliput.core.errors import ModelError, NotInstalled
+from lilliput.core.errors import FileError, ModelError, NotInstalled
 from lilliput.export.ncnn import form, to_ncnn
+from lilliput.export.ncnn_table import Scales, read_table, write_table
 from lilliput.export.quantized import codes_of
 from lilliput.graph.layers import layer_of
 from lilliput.run.ncnn import Ncnn
@@ -172,21 +173,45 @@ def test_weights_and_scales_are_those_of_the_artifact(tmp_path):
     artifact, _, _ = compressed("mobilenet_v2", SYMMETRIC)
     artifact.export(tmp_path / "net.param", engine="ncnn")
     data = (tmp_path / "net.bin").read_bytes()
-    table = dict(line.split(" ", 1) for line in (tmp_path / "net.table").read_text().splitlines())
+    table = read_table((tmp_path / "net.table").read_text())
     layers = [name for name in artifact.weights if name in named(artifact)]
     assert len(layers) == 9
-    assert len(table) == 2 * len(layers)
+    assert len(table) == len(layers)
     for name in layers:
         held = codes_of(artifact.weights[name])
         assert held.codes.tobytes() in data
-        assert np.array(table[f"{name.removesuffix('.weight')}_param_0"].split(), float) == pytest.approx(
-            1 / held.scale, rel=1e-6
-        )
+        assert table[name.removesuffix(".weight")].weight == pytest.approx(1 / held.scale, rel=1e-6)
     # A fourth of floats, and what little else there is.
     artifact_of_floats, _, _ = compressed("mobilenet_v2")
     artifact_of_floats.export(tmp_path / "floats.param", engine="ncnn")
     assert not (tmp_path / "floats.table").exists()
     assert len(data) < 0.45 * (tmp_path / "floats.bin").stat().st_size
+
+
+def test_a_table_is_read_as_it_was_written():
+    scales = {"conv_1": Scales([0.0, 12.5], 0.75), "fc": Scales([3e-9], 4e9)}
+    text = write_table(scales)
+    assert read_table(text) == scales
+    assert [line.split()[0] for line in text.splitlines()] == ["conv_1_param_0", "fc_param_0", "conv_1", "fc"]
+    assert read_table("") == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a_param_0 1.0\n", "none of its input"),
+        ("a 1.0\n", "none of its weight"),
+        ("a_param_0 1.0\na 1.0 2.0\n", "one scale above zero"),
+        ("a_param_0 1.0\na 0\n", "one scale above zero"),
+        ("a_param_0 1.0\na nan\n", "line 2: 'nan' is no scale"),
+        ("a_param_0 -1\n", "line 1: '-1' is no scale"),
+        ("a_param_0\n", "line 1: a_param_0 has no scales"),
+        ("a 1\na 1\n", "line 2: a was there before"),
+    ],
+)
+def test_tables_that_say_nothing_sound_are_refused(text, words):
+    with pytest.raises(FileError, match=words):
+        read_table(text)
 
 
 def test_halves_take_half_the_bytes():

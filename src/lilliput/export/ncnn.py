@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from lilliput.core.errors import ModelError
+from lilliput.export.ncnn_table import Scales, write_table
 from lilliput.export.quantized import Levels, levels_before, levels_in
 from lilliput.export.sizes import Info, infos_at
 from lilliput.graph.ir import Graph, InputRef, NodeRef, TensorRef, refs_of
@@ -33,19 +34,6 @@ EIGHT = 254
 """Steps of levels from which on they count as 8 bits."""
 
 Shape = tuple[int, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class Scales:
-    """Of a product in 8 bits: whole numbers are values times these.
-
-    Attributes:
-        weight: one a row; 0 where the row is nothing but zeros.
-        source: of what goes in.
-    """
-
-    weight: np.ndarray[Any, Any]
-    source: float
 
 
 @dataclass(eq=False)
@@ -333,7 +321,7 @@ def _files(net: Net) -> Files:
     return Files(
         "\n".join([str(MAGIC), f"{len(layers)} {count}", *lines, ""]),
         b"".join(_data(layer) for layer in layers),
-        "".join(_row(layer) for layer in layers if layer.scales is not None),
+        write_table({layer.name: layer.scales for layer in layers if layer.scales is not None}),
         tuple(entry for entry in given if entry[0] in kept),
         tuple((names[number], shape) for number, shape in zip(told, shapes)),
     )
@@ -421,10 +409,3 @@ def _text(value: Any) -> str:
 
 def _data(layer: Layer) -> bytes:
     return b"".join(layer.data)
-
-
-def _row(layer: Layer) -> str:
-    """A product's two lines of the table."""
-    assert layer.scales is not None
-    scales = " ".join(f"{value:.9e}" for value in layer.scales.weight)
-    return f"{layer.name}_param_0 {scales}\n{layer.name} {layer.scales.source:.9e}\n"

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from lilliput.core.errors import ModelError
-from lilliput.export.ncnn import INT8, Net, Scales, Shape, form, raw, removed
+from lilliput.export.ncnn import INT8, Net, Shape, form, raw, removed
+from lilliput.export.ncnn_table import Scales
 from lilliput.export.quantized import Levels, codes_of
 from lilliput.graph.ir import NodeRef, TensorRef
 from lilliput.graph.layers import CONVOLUTIONS, LINEAR, arguments_of, norm_of
@@ -197,7 +198,7 @@ def _product(net: Net, kind: str, a: Mapping[str, Any], source: int, shape: Shap
     assert codes is not None
     settings[8] = 1
     data = codes.tobytes()
-    ends = [scales.weight.astype(np.float32).tobytes(), np.array([scales.source], np.float32).tobytes()]
+    ends = [np.array(scales.weight, np.float32).tobytes(), np.array([scales.source], np.float32).tobytes()]
     held = struct.pack("<I", INT8) + data + bytes(-len(data) % 4)
     found = net.add(kind, [source], shape, settings, [held, *bias, *ends], path)
     net.layers[-1].scales = scales
@@ -218,7 +219,7 @@ def _coded(packed: Any, levels: Levels | None, groups: int) -> tuple[Scales | No
     reach = max(levels.high - levels.zero, levels.zero - levels.low) * levels.scale
     with np.errstate(divide="ignore"):
         scale = np.where(rows > 0, 1 / rows.astype(np.float64), 0).astype(np.float32)
-    return Scales(scale, 127 / reach), np.ascontiguousarray(held.codes)
+    return Scales(tuple(scale.tolist()), 127 / reach), np.ascontiguousarray(held.codes)
 
 
 def _linear(net: Net, a: Mapping[str, Any], index: int) -> int:
