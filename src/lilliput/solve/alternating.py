@@ -77,16 +77,56 @@ def als(tensor: Tensor, start: Sequence[Tensor], sweeps: int, *, penalty: Tensor
     True
     """
     factors = list(start)
-    unfolded = [tensor.movedim(axis + 1, 1).flatten(2) for axis in range(len(factors))]
+    product = Projection(tensor)
     for _ in range(sweeps):
-        for axis, matrix in enumerate(unfolded):
+        for axis in range(len(factors)):
             others = [factor for j, factor in enumerate(factors) if j != axis]
             gram = _product([factor.transpose(1, 2) @ factor for factor in others])
-            right = matrix @ khatri_rao(others)
+            right = product(factors, axis)
             if penalty is not None:
                 gram = gram + torch.diag_embed(penalty[:, None] * _weights(others))
             factors[axis] = _solved(gram, right)
     return factors
+
+
+class Projection:
+    """A tensor times the Khatri-Rao product of all factors but one, which is never formed.
+
+    The longest of the other axes is contracted first, by a product of matrices; what is left of the others is small.
+
+    Args:
+        tensor: (batch, I_1, ..., I_d), d >= 2.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+        self.turned: dict[int, Tensor] = {}
+
+    def __call__(self, factors: Sequence[Tensor], axis: int) -> Tensor:
+        """Returns T_(axis) Z, (batch, I_axis, rank).
+
+        Args:
+            factors: d of (batch, I_k, rank).
+            axis: whose factor isn't looked at.
+
+        >>> tensor, factors = torch.randn(1, 2, 3, 4), [torch.randn(1, n, 5) for n in (2, 3, 4)]
+        >>> wanted = tensor.flatten(2) @ khatri_rao(factors[1:])
+        >>> bool(torch.allclose(Projection(tensor)(factors, 0), wanted, atol=1e-5))
+        True
+        """
+        rest = [k for k in range(len(factors)) if k != axis]
+        longest = max(rest, key=lambda k: factors[k].shape[1])
+        if longest not in self.turned:
+            self.turned[longest] = self.tensor.movedim(longest + 1, -1).flatten(1, -2).contiguous()
+        sizes = [size for k, size in enumerate(self.tensor.shape[1:]) if k != longest]
+        found = (self.turned[longest] @ factors[longest]).unflatten(1, sizes)
+        # From the last axis on, so that the places of those before it stay.
+        for place, k in reversed(list(enumerate(k for k in range(len(factors)) if k != longest))):
+            if k != axis:
+                shape = [1] * found.ndim
+                shape[0], shape[place + 1], shape[-1] = factors[k].shape
+                found = (found * factors[k].reshape(shape)).sum(place + 1)
+        return found
 
 
 def _solved(gram: Tensor, right: Tensor) -> Tensor:
