@@ -49,7 +49,7 @@ def test_what_is_not_listed_is_named(engine, tmp_path):
         lilliput.load(artifact, engine=engine)
 
 
-@pytest.mark.parametrize("engine", ["tensorrt", *ENGINES])
+@pytest.mark.parametrize("engine", ["coreml", "tensorrt", *ENGINES])
 def test_that_they_were_never_run_is_said_everywhere(engine):
     assert "never run here" in find("run", engine).__doc__
     assert "never run here" in __import__(f"lilliput.run.{engine}", fromlist=["x"]).__doc__

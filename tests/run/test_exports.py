@@ -16,7 +16,7 @@ from lilliput.export.sizes import infos_at
 from lilliput.testing.engine import INT8, apart, compressed, every_input, small_networks
 
 ENGINES = [one.path.removeprefix("run/") for one in methods("run") if one.kind == "engine"]
-WRITERS = {"tensorrt", "mace", "paddlelite"}
+WRITERS = {"coreml", "tensorrt", "mace", "paddlelite"}
 ENGINES = [name for name in ENGINES if name not in {"native", "dense", "torch_sparse", "c"} | WRITERS]
 NEAR = {"": 5e-4, INT8: 0.25}
 """MNN has an erf of its own, 1e-4 off. With levels a value near a border may fall to the next one; the rest follows."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import stat
 from collections.abc import Iterable
 from os import PathLike
@@ -66,3 +67,31 @@ def _write_beside(target: Path, pieces: Iterable[bytes | View]) -> int:
         beside.unlink(missing_ok=True)
         raise
     return size
+
+
+def write_folder(path: str | PathLike[str], made: Path) -> None:
+    """Copies a folder so that it appears whole under its name; one of the same kind that was there is replaced.
+
+    Args:
+        path: where to.
+        made: the folder. One that is replaced must hold a file that this one holds, too: nothing else goes by mistake.
+
+    Raises:
+        FileError: it can't be written; nothing is left behind then.
+    """
+    target = Path(os.path.realpath(path))
+    beside, gone = (target.with_name(f".lilliput-{secrets.token_hex(8)}.{word}") for word in ("part", "gone"))
+    try:
+        known = target.is_dir() and any((target / one.name).exists() for one in made.iterdir())
+        if target.exists() and not known:
+            raise FileExistsError(17, "something else is there")
+        shutil.copytree(made, beside)
+        if target.exists():
+            target.rename(gone)
+        beside.rename(target)
+    except (OSError, shutil.Error) as error:
+        why = getattr(error, "strerror", None) or error
+        raise FileError(f"{os.fspath(path)}: can't be written: {why}; nothing was left") from None
+    finally:
+        for one in (beside, gone):
+            shutil.rmtree(one, ignore_errors=True)
