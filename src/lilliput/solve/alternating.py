@@ -119,7 +119,8 @@ class Projection:
         if longest not in self.turned:
             self.turned[longest] = self.tensor.movedim(longest + 1, -1).flatten(1, -2).contiguous()
         sizes = [size for k, size in enumerate(self.tensor.shape[1:]) if k != longest]
-        found = (self.turned[longest] @ factors[longest]).unflatten(1, sizes)
+        found = self.turned[longest] @ factors[longest]
+        found = found.reshape(len(found), *sizes, found.shape[-1])
         # From the last axis on, so that the places of those before it stay.
         for place, k in reversed(list(enumerate(k for k in range(len(factors)) if k != longest))):
             if k != axis:
