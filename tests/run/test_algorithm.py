@@ -16,9 +16,9 @@ from lilliput.run import algorithm, choice
 from lilliput.run.algorithm import Convolved, asked, module_for
 from lilliput.run.native import Native
 
-ALGORITHMS = [Winograd(2), Winograd(4), Winograd(6), Winograd(3), Mec("B"), Im2col(), Fft(), Fft(24), Strassen(1)]
+ALGORITHMS = [Winograd(2), Winograd(4), Winograd(6), Winograd(3), Mec("B"), Im2col(), Fft(), Fft(32), Strassen(1)]
 WORDS = ["Winograd F(2, 3)", "Winograd F(4, 3)", "Winograd F(6, 3)", "Winograd F(3, 3)", "MEC", "im2col", "FFT",
-         "FFT, tiles of 24", "Strassen"]  # fmt: skip
+         "FFT, tiles of 32", "Strassen"]  # fmt: skip
 
 
 def node(**named):

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lilliput.convolution.contract import Cost, grouped, with_bias
+from lilliput.convolution.contract import Cost, grouped, window, with_bias
 from lilliput.core.errors import MethodError
+from lilliput.core.kernel import variant
 from lilliput.hardware.layer import Layer
+from lilliput.kernels import fft_conv
 
 
 @dataclass(frozen=True)
@@ -47,29 +49,43 @@ class Fft:
         """Returns 4 N C K / groups products at n1 (n2 / 2 + 1) frequencies for each tile, and what transforms add.
 
         A real transform of n numbers is counted n log2 n additions and n log2 n / 2 multiplications, an estimate: those
-        by its constants aren't in `multiplications`. Spectra: 2 numbers for each frequency.
+        by its constants aren't in `multiplications`. Spectra: 2 numbers for each frequency. Compiled: n1 n2 / 2
+        frequencies, those that are real in pairs, and a workspace for one block of tiles of one group.
         """
         (down, across), (high, wide) = self._tiles(layer), self._lengths(layer)
-        frequencies, tiles = high * (wide // 2 + 1), down * across
+        compiled = self._compiled(element)
+        frequencies, tiles = high * wide // 2 if compiled else high * (wide // 2 + 1), down * across
         pairs = layer.batch * layer.filters * (layer.channels // layer.groups)
         transforms = layer.batch * (layer.channels + layer.filters) * tiles
         each = round(high * wide * math.log2(max(2, high * wide)))
         sums = 2 * frequencies * tiles * (pairs + pairs - layer.batch * layer.filters)
         spectra = 2 * element * frequencies
+        held = spectra * layer.batch * (layer.channels + layer.filters) * (tiles if compiled else across)
+        if compiled and variant() != "reference":
+            of_group = layer.channels // layer.groups, layer.filters // layer.groups
+            held = element * fft_conv.block_of(layer.batch * tiles, *of_group, self.tile).floats
         return Cost(
             4 * frequencies * tiles * pairs,
             sums + transforms * each,
-            spectra * layer.batch * (layer.channels + layer.filters) * across,
+            held,
             spectra * layer.filters * layer.channels // layer.groups,
         )
 
     def prepare(self, weight: Tensor, layer: Layer) -> Tensor:
-        """Returns conj(F(w)), (groups, n1 (n2 / 2 + 1), channels / groups, filters / groups), complex."""
+        """Returns conj(F(w)), (groups, n1 (n2 / 2 + 1), channels / groups, filters / groups), complex.
+
+        Compiled: as the kernel wants it, float32; see `kernels.fft_conv.prepare`.
+        """
+        if self._compiled(weight.element_size()):
+            return fft_conv.prepare(weight, self.tile, layer.groups, layer.dilation)
         spectra = self._spectrum(weight, layer).flatten(3).permute(0, 3, 2, 1)
         return spectra.conj().resolve_conj().contiguous()
 
     def run(self, x: Tensor, prepared: Tensor, layer: Layer, bias: Tensor | None = None) -> Tensor:
         """Returns the convolution; see `contract.Algorithm`. At each frequency it is a product of matrices."""
+        if self._compiled(x.element_size()):
+            found: Tensor = fft_conv.fft_conv(x, prepared, bias, list(layer.kernel), window(layer), False)
+            return found
         steps, lengths = self._steps(layer), self._lengths(layer)
         down, across = self._tiles(layer)
         half = lengths[0], lengths[1] // 2 + 1
@@ -80,9 +96,9 @@ class Fft:
             spectra = spectra.permute(1, 4, 5, 0, 3, 2).reshape(layer.groups, half[0] * half[1], -1, prepared.shape[2])
             product = (spectra @ prepared).reshape(layer.groups, *half, layer.batch, across, -1)
             product = product.permute(3, 0, 5, 4, 1, 2).contiguous()
-            found = torch.fft.irfft2(product, s=lengths)[..., : steps[0], : steps[1]].flatten(1, 2)
+            outputs = torch.fft.irfft2(product, s=lengths)[..., : steps[0], : steps[1]].flatten(1, 2)
             place = dense[:, :, row * steps[0] : (row + 1) * steps[0]]
-            place.copy_(found.permute(0, 1, 3, 2, 4).flatten(3))
+            place.copy_(outputs.permute(0, 1, 3, 2, 4).flatten(3))
         return with_bias(self._sampled(dense, layer).contiguous(), bias)
 
     def gradients(self, grad: Tensor, x: Tensor, weight: Tensor, layer: Layer) -> tuple[Tensor, Tensor]:
@@ -115,8 +131,11 @@ class Fft:
 
     @classmethod
     def choices(cls) -> tuple[Fft, ...]:
-        """The whole input, and tiles of 24 and 48."""
-        return (cls(), cls(24), cls(48))
+        """The whole input, and the tiles that are compiled."""
+        return (cls(), *(cls(tile) for tile in fft_conv.TILES))
+
+    def _compiled(self, element: int) -> bool:
+        return self.tile in fft_conv.TILES and element == 4
 
     def _lengths(self, layer: Layer) -> tuple[int, int]:
         """Lengths of the transform: of a tile, or what the padded input needs."""

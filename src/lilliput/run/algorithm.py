@@ -65,8 +65,8 @@ class Convolved(nn.Module):
 def words(algorithm: Algorithm) -> str:
     """Returns an algorithm's name for listings.
 
-    >>> words(Winograd(6)), words(Fft(24))
-    ('Winograd F(6, 3)', 'FFT, tiles of 24')
+    >>> words(Winograd(6)), words(Fft(32))
+    ('Winograd F(6, 3)', 'FFT, tiles of 32')
     """
     if isinstance(algorithm, Winograd):
         return f"Winograd F({algorithm.output}, 3)"
