@@ -301,8 +301,8 @@ def page(results: dict[str, list[dict[str, Any]]], aims: dict[str, Any], net: di
         "",
         "Milliseconds of CPU time of one thread for one picture, float32, medians of seven interleaved rounds; weights",
         "are prepared beforehand. torch is oneDNN; OpenBLAS is NumPy's, under torch's `unfold`; blank: not for this",
-        "layer. FFT (of the whole input) and Strassen are torch code; FFT 16 and FFT 32 (in tiles of so many pixels down",
-        "and across), im2col, MEC and Winograd are compiled.",
+        "layer. FFT (of the whole input) and Strassen are torch code; FFT 16 and FFT 32 (in tiles of so many pixels",
+        "down and across), im2col, MEC and Winograd are compiled.",
         "",
     ]
     for name, entries in results.items():
