@@ -132,10 +132,45 @@ def test_bias_correction_takes_off_what_was_added_layer_by_layer():
         far = float((after(x) - model(x)).abs().mean())
         told = BiasCorrection().rewrite(after, graph, [x], model)
         assert told == ["4 biases corrected"]
-        for place, axes in ((1, (0, 2, 3)), (3, (0, 2, 3)), (7, (0,)), (9, (0,))):
-            one, other = (net[: place + 1](x).mean(axes) for net in (model, after))
-            torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-5)
+        # Behind the ReLU of those that have one, where it isn't shut nearly everywhere.
+        for place, axes in ((2, (0, 2, 3)), (4, (0, 2, 3)), (7, (0,)), (9, (0,))):
+            one, other = (net[: place + 1](x) for net in (model, after))
+            open_channels = (one != 0).double().mean(axes) > 0.1
+            assert bool(open_channels.any())
+            kept = [value.mean(axes)[open_channels] for value in (other, one)]
+            torch.testing.assert_close(*kept, rtol=1e-4, atol=1e-5)
         assert float((after(x) - model(x)).abs().mean()) < far
+
+
+@pytest.mark.parametrize("clip", [nn.ReLU6(), nn.Hardtanh(-1.0, 6.0)])
+def test_bias_correction_passes_over_what_is_cut_off(clip):
+    """An error of results that end at 6 in both networks shifts nothing, where E[y~] - E[y] would shift all."""
+    model = nn.Sequential(nn.Linear(1, 1), clip, nn.Linear(1, 1))
+    with torch.no_grad():
+        model[0].weight.fill_(1.0)
+        model[0].bias.zero_()
+    after = copy.deepcopy(model)
+    x = torch.tensor([[0.5], [1.0], [2.0], [100.0]])
+    with torch.no_grad():
+        after[0].weight.fill_(1.01)  # 1 too much at 100
+    BiasCorrection().rewrite(after, trace(model, x)[0], [x], model)
+    assert float(after[0].bias) == pytest.approx(-0.035 / 3, rel=1e-4), "the mean of 0.005, 0.01 and 0.02"
+    torch.testing.assert_close(after[:2](x).mean(), model[:2](x).mean())
+
+
+def test_bias_correction_leaves_channels_that_are_never_open():
+    """No shift makes a mean of a channel that is cut off everywhere; nothing explodes."""
+    model = nn.Sequential(nn.Linear(1, 2), nn.ReLU())
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[1.0], [1.0]]))
+        model[0].bias.copy_(torch.tensor([-50.0, 0.0]))
+    after = copy.deepcopy(model)
+    with torch.no_grad():
+        after[0].weight.mul_(1.1)
+    x = torch.linspace(0.1, 2, 40)[:, None]
+    BiasCorrection().rewrite(after, trace(model, x)[0], [x], model)
+    assert float(after[0].bias[0]) == -50.0
+    torch.testing.assert_close(after(x).mean(0), model(x).mean(0))
 
 
 def test_bias_correction_of_weights_alone_is_their_error_times_the_mean_input():
