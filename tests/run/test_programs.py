@@ -9,6 +9,8 @@ from torch import nn
 import lilliput
 from lilliput.core import kernel, native
 from lilliput.quantize.xnor import block
+from lilliput.run.choice import Chooser
+from lilliput.run.layers import layer_seconds
 from lilliput.run.lower import Lowering, Stuck
 from lilliput.run.native import Native
 from lilliput.run.programs import WORDS
@@ -163,3 +165,34 @@ def test_recording_refuses_what_torch_computes():
     assert [name for name, _ in calls] == ["pack_rows"]
     with pytest.raises(MethodError, match="computes with"), kernel.recording(x):
         pack_signs(x + 1)
+
+
+@needs
+def test_layers_of_a_program_are_timed_as_programs(monkeypatch):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 5)).eval()
+    artifact = lilliput.compress(model, lilliput.Recipe(), example=torch.randn(1, 3, 6, 6))
+    monkeypatch.setattr(Chooser, "stretch", None)
+    found = layer_seconds(artifact, WORDS)
+    assert set(found) == {"0.weight", "3.weight"}
+    assert all(one.packed > 0 and one.floats > 0 for one in found.values())
+
+
+@needs
+def test_a_network_that_is_one_program_gives_new_tensors():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)).eval()
+    x = torch.randn(1, 2, 6, 6)
+    artifact = lilliput.compress(model, lilliput.Recipe(), example=x)
+    net = lilliput.load(artifact)
+    line = Chooser(artifact).programs.line
+    assert line.alone is not None
+    first = line([x])
+    kept = first.clone()
+    turned = x.transpose(2, 3)
+    assert not turned.is_contiguous()
+    with torch.no_grad():
+        for given in (turned, x.expand(3, -1, -1, -1)):
+            torch.testing.assert_close(line([given]), model(given), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(net(given), model(given), rtol=1e-4, atol=1e-5)
+    assert torch.equal(first, kept)

@@ -92,7 +92,8 @@ def _parts(w: Writer, a: Arguments) -> list[str]:
     values = array_of(w.tensors[bias.name])
     held = held.beside(values, step)
     codes, steps = held.whole(values, step)
-    return [w.dequantized(held), w("DequantizeLinear", w.constant(codes), w.constant(steps), axis=0)]
+    told = w.constant(codes), w.constant(steps), w.constant(np.zeros(steps.shape, np.int32))
+    return [w.dequantized(held), w("DequantizeLinear", *told, axis=0)]
 
 
 @rule("conv_transpose1d", "conv_transpose2d.input", "conv_transpose3d.input")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from lilliput.core.errors import LilliputError
 from lilliput.export.quantized import levels_before, levels_in
 from lilliput.file.artifact import Artifact
 from lilliput.graph.ir import Graph, InputRef, NodeRef, TensorRef
@@ -16,6 +18,7 @@ from lilliput.graph.program import Program
 from lilliput.run.choice import ONNX, OPENVINO, TORCH, Chooser, installed
 from lilliput.run.clock import race
 from lilliput.run.pieces import Piece, piece_of
+from lilliput.run.programs import WORDS, ProgramCall
 
 
 @dataclass(frozen=True)
@@ -55,16 +58,25 @@ def layer_seconds(artifact: Artifact, way: str) -> dict[str, Seconds]:
         calls: dict[str, Callable[[], Any]] = {}
         for name, members, packed in (("packed", nodes, artifact.weights), ("floats", {index}, {})):
             piece = piece_of(graph, chooser.infos, members)
-            run, _ = chooser.stretch(piece, engine, packed)
-            calls[name] = _of(run, piece, values)
+            given = [values[ref] for ref in piece.takes]
+            calls[name] = _of(_run(chooser, piece, given, (way, engine, packed)), given)
         seconds = race(calls, seconds=0.03)
         earlier = found.get(layer.weight, Seconds(0.0, 0.0))
         found[layer.weight] = Seconds(earlier.packed + seconds["packed"], earlier.floats + seconds["floats"])
     return found
 
 
-def _of(run: Any, piece: Piece, values: dict[Any, Any]) -> Callable[[], Any]:
-    given = [values[ref] for ref in piece.takes]
+def _run(chooser: Chooser, piece: Piece, given: list[Any], how: tuple[str, str, Any]) -> Callable[[list[Any]], Any]:
+    """What runs a layer: a program where the network runs as one, as far as it may be; else the engine."""
+    way, engine, packed = how
+    if way == WORDS:
+        with suppress(LilliputError):
+            return ProgramCall(piece, given, chooser.tensors, packed, True)
+    run: Callable[[list[Any]], Any] = chooser.stretch(piece, engine, packed)[0]
+    return run
+
+
+def _of(run: Any, given: list[Any]) -> Callable[[], Any]:
     return lambda: run(given)
 
 

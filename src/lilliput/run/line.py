@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lilliput.core.errors import NotInstalled
 from lilliput.export.sizes import Info
 from lilliput.graph.execute import run
-from lilliput.graph.ir import Graph, NodeRef, Ref, TensorRef, refs_of
+from lilliput.graph.ir import Graph, InputRef, NodeRef, Ref, TensorRef, refs_of
 from lilliput.graph.layers import arguments_of
 from lilliput.graph.program import Program
 from lilliput.graph.structure import join
@@ -54,9 +54,15 @@ class Line:
         for ref, place in last.items():
             if isinstance(ref, NodeRef) and ref not in kept:
                 self.gone[place].append(ref)
+        # One part that takes the inputs and gives the output, as they are.
+        piece = self.parts[0].piece if len(self.parts) == 1 else None
+        plain = piece is not None and piece.takes == tuple(InputRef(place) for place in range(len(graph.inputs)))
+        self.alone = self.parts[0].call if plain and piece is not None and piece.gives == (graph.output,) else None
 
     def __call__(self, inputs: Sequence[Tensor]) -> Any:
         """Runs the parts; returns what the graph returns."""
+        if self.alone is not None:
+            return self.alone(list(inputs))[0]
         values: dict[Any, Any] = {}
         for part, gone in zip(self.parts, self.gone):
             given = [values[r] if isinstance(r, NodeRef) else inputs[r.index] for r in part.piece.takes]  # type: ignore[union-attr]

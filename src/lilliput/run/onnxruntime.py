@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lilliput.core.errors import NotInstalled
 from lilliput.export.few_bits import FLOATS, INTEGERS
 from lilliput.export.network import network_of
+from lilliput.export.sums import sums_of_levels
 from lilliput.file.artifact import Artifact
 from lilliput.file.atomic import write_pieces
 from lilliput.graph.ir import Graph, NodeRef, refs_of
@@ -31,7 +32,8 @@ class OnnxRuntime:
 
     Attributes:
         products: by what such layers multiply: `"integers"`, for which their inputs are put on 8-bit levels while they
-            run, with an error of some 0.7 % of the result; or `"floats"`, exact, where only 4 bits stay 4 bits.
+            run, with an error of some 0.7 % of the result, and residual sums take the levels of the layers beside them;
+            or `"floats"`, exact, where only 4 bits stay 4 bits and sums are of floats.
     """
 
     products: Literal["integers", "floats"] = "integers"
@@ -118,6 +120,8 @@ def _translated(artifact: Artifact, products: str) -> tuple[Graph, bytes]:
     from lilliput.export.onnx import to_onnx
 
     few = INTEGERS if products == "integers" else FLOATS
+    if few == INTEGERS:
+        graph = sums_of_levels(graph)
     assert artifact.graph is not None
     return artifact.graph, to_onnx(graph, tensors, artifact.weights, few=few).SerializeToString()
 

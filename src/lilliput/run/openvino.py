@@ -19,6 +19,7 @@ from lilliput.core.errors import ModelError, NotInstalled
 from lilliput.export.few_bits import INTEGERS
 from lilliput.export.network import network_of
 from lilliput.export.sizes import infos_of
+from lilliput.export.sums import sums_of_levels
 from lilliput.file.artifact import Artifact
 from lilliput.file.atomic import write_pieces
 from lilliput.graph.ir import refs_of
@@ -39,7 +40,8 @@ class Openvino:
     Attributes:
         precision: `"f32"` or `"bf16"`.
         products: by what layers of few bits multiply: `"integers"`, for which their inputs are put on 8-bit levels
-            while they run, with an error of some 0.5 % of the result; or `"floats"`.
+            while they run, with an error of some 0.5 % of the result, and residual sums take the levels of the layers
+            beside them; or `"floats"`.
     """
 
     precision: str = "f32"
@@ -63,9 +65,10 @@ class Openvino:
 
         dense: Any = Dense().load(artifact)
         graph, tensors = dense.graph, {name: tensor.detach() for name, tensor in dense.state_dict().items()}
-        pieces = pieces_of(graph, infos_of(graph, tensors), ())
+        summed = sums_of_levels(graph) if self.products == "integers" else graph
+        pieces = pieces_of(summed, infos_of(summed, tensors), ())
         line = Line(
-            graph,
+            summed,
             [
                 Part(p, in_openvino(p, tensors, artifact.weights, self.precision, self.products), "OpenVINO")
                 for p in pieces
@@ -88,6 +91,7 @@ class Openvino:
         if target.suffix != ".xml":
             raise ModelError(f"{target}: OpenVINO's files end in .xml, with the weights in .bin beside it")
         graph, tensors = network_of(artifact, "OpenVINO")
+        graph = sums_of_levels(graph) if self.products == "integers" else graph
         runtime = package()
         model = _read(runtime, graph, tensors, artifact.weights)
         with TemporaryDirectory() as folder:
