@@ -65,6 +65,25 @@ def one_sided(values: Tensor, counts: Tensor | None) -> bool:
     return not bool((ends(values, counts)[0] < 0).any())
 
 
+def without_zeros(values: Tensor, counts: Tensor | None, zeros: int) -> Tensor:
+    """Returns how often each value was seen, exact zeros not at all, (rows, n), float64.
+
+    Args:
+        values: (rows, n); those of a histogram ascend and are the middles of its bins.
+        counts: (rows, n), float64, or None if each value counts once.
+        zeros: exact zeros that a histogram holds, in the bin above zero.
+
+    >>> without_zeros(torch.tensor([[0.0, 2.0]]), None, 0)
+    tensor([[0., 1.]], dtype=torch.float64)
+    """
+    if counts is None:
+        return (values != 0).double()
+    if not zeros:
+        return counts
+    place = torch.where(values[0] >= 0, values[0], torch.inf).argmin()
+    return counts.index_add(1, place[None], -counts.new_full((len(counts), 1), zeros)).clamp(min=0)
+
+
 def quantile(values: Tensor, counts: Tensor | None, part: float) -> Tensor:
     """Returns the least value of each row up to which at least this part of what was seen lies, (rows,).
 

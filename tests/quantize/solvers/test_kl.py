@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from lilliput.quantize.solvers.kl import EPSILON, KL, divergences
+from lilliput.observe.ranges import HistogramOf
+from lilliput.quantize.solvers.kl import EPSILON, KL, divergences, smooth
 from lilliput.quantize.solvers.kl_ncnn import EPSILON as ADDED
 from lilliput.quantize.solvers.kl_ncnn import KLNcnn, divergence
 from lilliput.solve.grid import Grid
@@ -108,6 +109,36 @@ def test_zeros_of_a_relu_change_nothing(zeros):
     plain = KL().span(centres, grid, counts)[1]
     assert torch.equal(KL().span(centres, grid, more)[1], plain)
     assert float(plain) > 0.7
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_pixels_keep_their_range(bits):
+    """256 values, half of them the background: exact in a range that holds few of them, and useless there."""
+    pixels = torch.cat([torch.zeros(20_000), torch.arange(256).repeat(80)])
+    seen = HistogramOf()
+    seen.see((pixels / 255 - 0.286) / 0.353)
+    centres, counts = seen.result().points()
+    assert float(KL().span(centres, Grid(bits, symmetric=False), counts)[1]) > 1.9
+
+
+def test_values_seen_again_and_again_change_little():
+    """What a layer makes of a plain background is a peak, too, but none that only a few ranges can hold."""
+    centres = (torch.arange(4000, dtype=torch.float64)[None] + 0.5) / 4000
+    counts = torch.exp(-12 * centres) * 1000
+    peaks = counts.clone()
+    peaks[0, [390, 990]] += 0.025 * float(counts.sum())
+    plain, found = (float(KL().span(centres, Grid(8, symmetric=False), c)[1]) for c in (counts, peaks))
+    assert found > 0.8 * plain
+
+
+def test_smoothing_loses_nothing():
+    given = torch.rand(2, 300, dtype=torch.float64)
+    given[:, 100:200] = 0
+    found = smooth(given, 8)
+    assert torch.allclose(found.sum(1), given.sum(1))
+    assert bool((found[:, 108:192] == 0).all())
+    assert bool((found[:, 92:108] > 0).all())
+    assert torch.allclose(smooth(given, 0), given)
 
 
 def test_fewer_codes_clip_more():

@@ -138,6 +138,21 @@ def test_values_of_one_sign_have_twice_the_levels():
     assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("shape", ["normal", "laplace"])
+def test_zeros_of_a_relu_tell_aciq_nothing(shape):
+    """Half of a distribution is as wide as the whole, however many of its values became zero."""
+    values = laplace(1, 20_000).abs()
+    sparse = torch.where(torch.rand(values.shape, generator=torch.Generator().manual_seed(1)) < 0.2, values, 0)
+    grid, ends = Grid(6, symmetric=False), []
+    for x in (values, sparse):
+        seen = HistogramOf()
+        seen.see(x)
+        centres, counts = seen.result().points()
+        ends.append(float(ACIQ(shape).span(centres, grid, counts, Stats({"histogram": seen.result()}))[1]))
+        assert ends[-1] == pytest.approx(float(ACIQ(shape).span(x, grid)[1]), rel=0.01)
+    assert ends[1] == pytest.approx(ends[0], rel=0.03)
+
+
 @BOTH
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_hqq_lowers_the_norm_that_it_minimises(bits, symmetric):

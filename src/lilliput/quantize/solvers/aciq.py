@@ -13,7 +13,7 @@ from torch import Tensor
 from lilliput.core.errors import MethodError
 from lilliput.core.solver import RangeSolver
 from lilliput.solve.grid import Grid, in_units
-from lilliput.solve.sample import checked, clipped, ends, one_sided
+from lilliput.solve.sample import checked, clipped, ends, one_sided, without_zeros
 
 NAME = "quantize/solvers/aciq"
 FROM_PEAK = 0.5 * 0.35 * (1 + math.sqrt(math.pi * math.log(4)))
@@ -30,7 +30,7 @@ class ACIQ(RangeSolver):
     Attributes:
         shape: `"gaussian"`: the deviation is that expected of n values with this max|x|, as ncnn takes it; of
             activations n is the number of one example. `"normal"`: the deviation is sqrt(mean x^2). `"laplace"`: the
-            scale is mean|x|.
+            scale is mean|x|. Means are of what isn't zero: where a ReLU was, the zeros tell nothing of the other half.
 
     >>> [round(clip("gaussian", bits), 4) for bits in (2, 3, 4, 8)]
     [1.7106, 2.1516, 2.5591, 3.924]
@@ -50,16 +50,17 @@ class ACIQ(RangeSolver):
         scaled, unit = in_units(values)
         low, high = ends(scaled, weight)
         peak = torch.maximum(-low, high).double()
-        number = peak.new_full((len(values),), values.shape[1]) if weight is None else weight.sum(1)
-        seen = scaled.double() if weight is None else scaled.double() * weight.sqrt()
+        size = scaled.double().abs()
+        known = getattr(stats, "values", {}).get("histogram")
         if self.shape == "gaussian":
-            one = number / getattr(getattr(stats, "values", {}).get("histogram"), "examples", 1)
+            number = peak.new_full((len(values),), values.shape[1]) if weight is None else weight.sum(1)
+            one = number / getattr(known, "examples", 1)
             width = 2 * FROM_PEAK * peak / (2 * one.clamp(min=2).log()).sqrt()
-        elif self.shape == "normal":
-            width = (seen.square().sum(1) / number.clamp(min=1)).sqrt()
         else:
-            size = scaled.double().abs()
-            width = (size if weight is None else size * weight).sum(1) / number.clamp(min=1)
+            weight = without_zeros(values, weight, getattr(known, "zeros", 0))
+            number = weight.sum(1).clamp(min=1)
+            power = 2 if self.shape == "normal" else 1
+            width = ((size.pow(power) * weight).sum(1) / number).pow(1 / power)
         # Half a distribution in all the codes has steps half as wide.
         bits = grid.bits + (not grid.symmetric and one_sided(values, weight))
         threshold = torch.minimum(width * clip("gaussian" if self.shape == "normal" else self.shape, bits), peak)

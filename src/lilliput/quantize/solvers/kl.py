@@ -27,7 +27,10 @@ class KL(RangeSolver):
     are normalised, KL(P | Q) = sum P ln(P / Q) is least for i*, and the range ends at (i* + 1/2) bins (Migacz 2017,
     8-bit inference with TensorRT, GTC). Where the last bin is empty but something lies beyond, its Q counts as 10^-9.
     The first bin counts as the second, as in NVIDIA's own tools: the zeros that a ReLU leaves cost nothing at any
-    scale, but as a peak in one bin of a wide level they would diverge so much that half of the rest was clipped.
+    scale, but as a peak in one bin of a wide level they would diverge so much that half of the rest was clipped. Other
+    values that are seen again and again (pixels, what a layer makes of a plain background) would do the same, and where
+    there are few values a range that holds none but one would not diverge at all: so h is smoothed first, each bin
+    spread over the 128th part of the bins around it.
 
     Meant for activations, whose histogram has one row; each row takes some milliseconds.
 
@@ -52,12 +55,34 @@ class KL(RangeSolver):
         weight = checked(NAME, values, counts)
         histogram, peak = magnitudes(values, weight, self.bins)
         histogram[:, 0] = histogram[:, 1]
+        histogram = smooth(histogram, self.bins // 256)
         levels = min(grid.highest + 1, self.bins)
         if not grid.symmetric and not one_sided(values, weight):
             levels = min(2 ** (grid.bits - 1), self.bins)
         best = torch.stack([divergences(row, levels).argmin() for row in histogram]) if len(histogram) else peak
         threshold = ((best + levels + 0.5) / self.bins).clamp(max=1) * peak
         return clipped(values, weight, threshold, grid.symmetric)
+
+
+def smooth(histogram: Tensor, reach: int) -> Tensor:
+    """Spreads each bin's mass evenly over itself and the bins beside it; none is lost at the ends.
+
+    Args:
+        histogram: (rows, bins), float64.
+        reach: bins on either side.
+
+    >>> smooth(torch.tensor([[0.0, 0.0, 6.0, 0.0, 2.0]], dtype=torch.float64), 1)
+    tensor([[0., 2., 2., 3., 1.]], dtype=torch.float64)
+    """
+    bins = histogram.shape[1]
+    own = torch.arange(bins, device=histogram.device)
+    first, beyond = (own - reach).clamp(min=0), (own + reach + 1).clamp(max=bins)
+    part = histogram / (beyond - first)
+    changes = histogram.new_zeros(len(histogram), bins + 1)
+    changes.index_add_(1, first, part).index_add_(1, beyond, -part)
+    # By rounding something may be left of nothing, where no bin within reach holds anything.
+    filled = torch.nn.functional.max_pool1d((histogram > 0).double(), 2 * reach + 1, 1, reach) > 0
+    return torch.where(filled, changes.cumsum(1)[:, :bins].clamp(min=0), 0)
 
 
 def divergences(histogram: Tensor, levels: int) -> Tensor:

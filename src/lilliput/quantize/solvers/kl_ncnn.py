@@ -13,7 +13,7 @@ from torch import Tensor
 from lilliput.core.checks import check_range
 from lilliput.core.solver import RangeSolver
 from lilliput.solve.grid import Grid
-from lilliput.solve.sample import checked, clipped, magnitudes, one_sided
+from lilliput.solve.sample import checked, clipped, magnitudes, one_sided, without_zeros
 
 NAME = "quantize/solvers/kl_ncnn"
 EPSILON = 1e-4
@@ -49,9 +49,7 @@ class KLNcnn(RangeSolver):
         weight = checked(NAME, values, counts)
         zeros = getattr(getattr(stats, "values", {}).get("histogram"), "zeros", 0)
         if weight is not None and zeros:
-            # A histogram of activations counts exact zeros in the bin above zero.
-            place = torch.where(values[0] >= 0, values[0], torch.inf).argmin()
-            weight = weight.index_add(1, place[None], -weight.new_full((len(weight), 1), zeros)).clamp(min=0)
+            weight = without_zeros(values, weight, zeros)
         histogram, peak = magnitudes(values, weight, self.bins, zeros=False)
         histogram = histogram / histogram.sum(1, keepdim=True).clamp(min=1e-300)
         levels = min(grid.highest + 1, self.bins // 2)
