@@ -7,9 +7,9 @@
 dataflow; energy in multiply-accumulates. `saving`: the same layers with the densities and bits of Deep Compression
 (Han, Mao & Dally 2016, table 4) beside 16 bits and no zeros, for batches of 1 and 16, on Eyeriss; activations stay at
 16 bits, and 0, 30 or 60 % of what goes into a layer, but the first, is zero. `resnet`: ResNet-50's 54 layers, 224 x
-224, under all dataflows, from nothing; seconds on one thread. `roofline`: the layers of ResNet-18 and MobileNet, one
-picture of float32: the least time by this machine's roofline, measured on the spot, beside the time that torch takes,
-CPU time of one thread.
+224, under all dataflows, from nothing; CPU seconds of one thread. `roofline`: the layers of ResNet-18 and MobileNet,
+one picture of float32: the least time by this machine's roofline, measured on the spot, beside the time that torch
+takes, CPU time of one thread.
 """
 
 import json
@@ -92,10 +92,10 @@ def saving() -> list[dict[str, float]]:
 
 def resnet() -> dict[str, float]:
     """Seconds for all of ResNet-50 under all dataflows."""
-    device, begun = Device.load("eyeriss_256"), time.perf_counter()
+    device, begun = Device.load("eyeriss_256"), time.process_time()
     layers = resnet50()
     totals = {flow: sum(assess(layer, device, flow).energy.total for layer in layers) for flow in FLOWS}
-    seconds = time.perf_counter() - begun
+    seconds = time.process_time() - begun
     macs = sum(layer.macs for layer in layers)
     return {"seconds": seconds, "layers": len(layers), "macs": macs, **totals}
 
