@@ -79,6 +79,15 @@ def test_tiles_that_lie_partly_outside_cost_whole_ones():
     assert Winograd(4).cost(layer).multiplications == 4 * 36
 
 
+@pytest.mark.parametrize("output", [1, 2, 3, 4, 5, 6])
+def test_all_ones(output):
+    """9 C in the middle, 6 C at the sides, 4 C in the corners."""
+    x, weight = torch.ones(1, 5, 11, 9, dtype=torch.float64), torch.ones(2, 5, 3, 3, dtype=torch.float64)
+    found = convolve(x, weight, layer_of(x, weight, padding=1), Winograd(output))
+    rows, columns = (torch.tensor([2.0] + [3.0] * (size - 2) + [2.0]) for size in (11, 9))
+    assert torch.allclose(found, 5 * (rows[:, None] * columns).double().expand(1, 2, -1, -1), atol=1e-10)
+
+
 def test_errors_grow_with_the_tile():
     """F(2, 3) < F(4, 3) < F(6, 3), all small (Lavin & Gray 2015, section 5)."""
     layer = Layer(64, 16, size=(18, 18), kernel=(3, 3))

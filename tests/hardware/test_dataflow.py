@@ -69,6 +69,13 @@ def test_active_processors_of_the_chip():
     assert macs == pytest.approx([421.66, 895.79, 598.1, 448.6, 299.0], abs=0.06)
 
 
+def test_the_chip_s_accesses_to_dram():
+    """AlexNet's convolutions, a batch of 4: 0.0029 for each product (JSSC 2017), with run-length coded feature maps."""
+    device, batch = Device.load("eyeriss"), [replace(layer, batch=4) for layer in ALEXNET[:5]]
+    words = sum(analyse(layer, device).accesses.dram.total for layer in batch)
+    assert 0.0029 < words / sum(layer.macs for layer in batch) < 2 * 0.0029, "ours are dense"
+
+
 layers = st.builds(
     lambda c, k, g, size, kernel, stride, pad, batch: Layer(
         c * g, k * g, (size + 2, size), (min(kernel, size), min(kernel, size + pad)), (stride, stride), (0, pad),
@@ -124,6 +131,29 @@ def test_the_search_finds_the_best_of_all(flow):
     )
     found = analyse(layer, device, flow, slack=0.0).energy(layer, device.costs)
     assert found.total - found.arithmetic == pytest.approx(best)
+
+
+@settings(max_examples=25, deadline=None)
+@given(layers, st.sampled_from(sorted(set(FLOWS) - {"compulsory"})))
+def test_reuse_at_all_levels_is_the_whole_reuse(layer, flow):
+    """a b c d uses are N E F of a weight, (C / groups) R S of a partial sum, ragged or not; energy is made of them.
+
+    Of an input they are no fewer than used, since pixels may be brought that nothing looks at.
+    """
+    found, costs = analyse(layer, small, flow), Costs(dram=7, buffer=5, array=3, register=2, mac=0)
+    levels = [getattr(found.accesses, level) for level in ("dram", "buffer", "array", "register")]
+    places = layer.batch * layer.output_size[0] * layer.output_size[1]
+    a, ab, abc = (level.weight / layer.weights for level in levels[:3])
+    assert max(abc, levels[3].weight / layer.weights) == pytest.approx(places)
+    assert a <= ab * (1 + 1e-9) <= abc * (1 + 1e-9) ** 2 <= places * (1 + 1e-9) ** 3
+    of_weights = layer.weights * (7 * a + 5 * ab + 3 * abc) + 2 * levels[3].weight
+    assert found.energy(layer, costs).of("weight") == pytest.approx(of_weights)
+    assert max(levels[2].input, levels[3].input) >= layer.macs * (1 - 1e-9)
+    # Partial sums: (2 a - 1) from and to DRAM, 2 a (b - 1) in the buffer, a b (c - 1) in the array, or 2 in a register.
+    visits = (levels[0].output / layer.outputs + 1) / 2
+    ab = levels[1].output / (2 * layer.outputs) + visits
+    inside = levels[3].output / (2 * layer.outputs) or levels[2].output / layer.outputs + ab
+    assert inside == pytest.approx(layer.depth)
 
 
 def test_groups_are_as_many_layers():
