@@ -33,13 +33,13 @@ from lilliput.kernels.bit_layers import (
     Codes,
     Steps,
     pack_planes,
-    pack_sign_maps,
     plane_layer,
     sign_planes,
     ternary_layer,
     ternary_planes,
     xnor_layer,
 )
+from lilliput.kernels.bit_conv import plan
 from lilliput.kernels.ternary import prepare, ternary_conv, ternary_linear
 
 RESULT = Path(__file__).parent / "results" / "kernels_bits.json"
@@ -78,17 +78,9 @@ def counting() -> tuple[Callable[[], object], float]:
 
 def into(layer: BitLayer, bits: torch.Tensor, scale: torch.Tensor) -> Callable[[], object]:
     """A run of a layer's kernel alone: packed inputs, outputs into memory that is there."""
-    _, batch, height, width, words = bits.shape
-    y = torch.empty(batch, height, width, len(scale))
-    shape = (batch, height, width, 2 * words, len(scale), height, width)
-    planes, last = (1, 1, *layer.numbers), (scale, None, None, None, None, None, y, None)
-    return lambda: kernel.run("bit_conv", bits, *layer.layer, *planes, *shape, *layer.geometry, *last)
-
-
-def scaled_by_k(layer: BitLayer, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """XNOR-Net's layer whole: signs, A, K, alpha."""
-    bits, magnitude = pack_sign_maps(x, True)
-    return layer.real(bits[None], scale, None, magnitude)
+    own = plan(bits.shape, len(layer.layer[0]), tuple(layer.numbers), tuple(layer.geometry), len(scale))
+    y = torch.empty_strided(own.out, own.strides)
+    return lambda: kernel.run("bit_conv", own.sizes, bits, None, *layer.layer, scale, *[None] * 5, y, None)
 
 
 def binary() -> list[dict]:
@@ -112,7 +104,7 @@ def binary() -> list[dict]:
                         "packed": lambda: layer.real(bits, scale),
                         "from_first": lambda: layer.real(x, scale),
                         "from_last": lambda: layer.real(last, scale),
-                        "with_k": lambda: scaled_by_k(layer, x, scale),
+                        "with_k": lambda: layer.xnor_net(x, scale),
                     }
                 )
                 fast = min(("torch", "torch_last"), key=lambda name: statistics.median(times[name]))

@@ -149,7 +149,7 @@ def test_bad_input():
         elif change == 1:
             arguments[1][1] = arguments[1][1][:-1]
         elif change == 2:
-            arguments[2] = [7, 0, 0]
+            arguments[2] = [7, 0]
         elif change == 3:
             arguments[3][2] = 0
         elif change == 4:

@@ -19,15 +19,16 @@ void pack_rows(const float* x, int32_t* packed, int64_t rows, int64_t n, int64_t
 void binary_linear(const int32_t* x, const int32_t* weight, const float* scale, const float* bias, float* y,
                    int64_t rows, int64_t outputs, int64_t words, int64_t n) {
   const int64_t blocks = (outputs + kBlock - 1) / kBlock;
-  const int64_t zero_offset = 0;
-  const Runs runs{&zero_offset, 1, words, 0, 0};
+  const Stretch whole{0, 0, words};
+  const Runs runs{&whole, 1, 0, 0};
   const auto work = [&](int64_t b, int64_t row) {
-    const uint32_t* pointers[kRows];
+    int64_t at[kRows];
     const int64_t count = rows - row < kRows ? rows - row : kRows, from = b * kBlock;
-    for (int64_t i = 0; i < count; ++i) pointers[i] = reinterpret_cast<const uint32_t*>(x) + (row + i) * words;
+    for (int64_t i = 0; i < count; ++i) at[i] = (row + i) * words;
     const int64_t width = outputs - from < kBlock ? outputs - from : kBlock;
     alignas(64) int32_t counts[kRows * kBlock];
-    block<Xor>(pointers, count, reinterpret_cast<const uint32_t*>(weight) + from * words, runs, width, counts);
+    block<Xor>(reinterpret_cast<const uint32_t*>(x), at, count, reinterpret_cast<const uint32_t*>(weight) + from * words,
+               runs, width, counts);
     for (int64_t i = 0; i < count; ++i) {
       float* to = y + (row + i) * outputs + from;
       for (int64_t o = 0; o < width; ++o) {

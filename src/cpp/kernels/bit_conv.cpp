@@ -3,168 +3,244 @@
 // x is [planes][batch][height][width][words] of 32 channels a word, weights [planes][outputs / 64][taps x words][64]. With
 // levels a_i of the planes of x and b_j of those of w, the total of a window and an output is
 //
-//     base[o] + sum_ij a_i b_j count_ij + corner sum_{taps outside} sums[tap][o] + offset sum_{taps inside} sum_i a_i |x_i|
+//     base[o] + sum_{taps inside} (sum_ij a_i b_j count_ij + offset sum_i a_i |x_i|) + sum_{taps outside} outside[tap][o]
 //
-// Outside of the map all bits are 0; `sums` (what a tap's weights add up to) turns that into what the layer means. For
-// Xor: base n, levels -2 and 1, and corner 0, 1 or 2 for a border of -1, 0 or +1.
-#include "bits.h"
+// A tap is outside where what it would read lies beyond the map, and isn't read. Places that come out are sorted by which
+// taps are outside (a 3 x 3 window with a border of 1 has nine kinds: the inside, four sides, four corners); a tile is of
+// places of one kind.
+#include "pack_maps.h"
 
 namespace lilliput {
 namespace LILLIPUT_ISA {
 namespace {
 
+// Whole numbers in the order of `sizes`. Inputs are packed, or floats with their channels first or last.
 struct Shape {
-  int64_t batch, height, width, words, outputs, rows, columns;  // rows x columns come out
-  int64_t kh, kw, sh, sw, ph, pw, dh, dw;
+  int64_t x_planes, w_planes, kind, offset, batch, height, width, words, outputs, rows, columns;
+  int64_t kh, kw, sh, sw, ph, pw, dh, dw, channels, input, scaled;
+
+  int64_t places() const { return batch * rows * columns; }
 };
-
-// Maps with their borders of zeros: [planes][batch][height + 2 ph][width + 2 pw][words].
-struct Padded {
-  const uint32_t* data;
-  int64_t height, width, plane;
-};
-
-Padded padded(const uint32_t* x, int64_t planes, const Shape& s) {
-  const int64_t height = s.height + 2 * s.ph, width = s.width + 2 * s.pw;
-  const int64_t plane = s.batch * height * width * s.words;
-  if (s.ph == 0 && s.pw == 0) return {x, height, width, plane};
-  uint32_t* out = scratch_of<uint32_t>(0, planes * plane);
-  const int64_t line = s.width * s.words, side = s.pw * s.words;
-  uint32_t* to = out;
-  const auto zeros = [&](int64_t count) {
-    std::memset(to, 0, sizeof(uint32_t) * static_cast<size_t>(count));
-    to += count;
-  };
-  for (int64_t map = 0; map < planes * s.batch; ++map) {
-    zeros(s.ph * width * s.words);
-    for (int64_t i = 0; i < s.height; ++i, x += line) {
-      zeros(side);
-      std::memcpy(to, x, sizeof(uint32_t) * static_cast<size_t>(line));
-      to += line;
-      zeros(side);
-    }
-    zeros(s.ph * width * s.words);
-  }
-  return {out, height, width, plane};
-}
-
-// Sum over the planes of a_i times the ones of each place, [batch][height][width] with borders.
-const int32_t* place_sums(const Padded& x, int64_t planes, const int32_t* levels, const Shape& s) {
-  const int64_t places = s.batch * x.height * x.width;
-  int32_t* out = scratch_of<int32_t>(1, places);
-  for (int64_t place = 0; place < places; ++place) {
-    int32_t sum = 0;
-    for (int64_t i = 0; i < planes; ++i) {
-      const uint32_t* word = x.data + i * x.plane + place * s.words;
-      int32_t ones = 0;
-      for (int64_t k = 0; k < s.words; ++k) ones += __builtin_popcount(word[k]);
-      sum += levels[i] * ones;
-    }
-    out[place] = sum;
-  }
-  return out;
-}
-
-struct Layer {
-  Shape s;
-  Padded x;
-  Runs runs;
-  const uint32_t* weight;
-  const int32_t *sums, *base, *levels;
-  int64_t x_planes, w_planes, kind, corner, offset;
-  const int32_t* places;  // null if offset is 0
-  int64_t* origin;       // of every place that comes out: where its window begins in the padded map
-  int32_t* kind_of;      // of every place: which taps lie outside, as a row of `bases`
-  const int32_t* bases;  // [kinds][outputs]: base with what those taps add
-};
+enum Input { kPacked, kFirst, kLast };
+enum Slot { kBits, kAxes, kKinds, kStretches, kBases, kSums, kMeans };
 
 // Taps before and behind the map.
 struct Outside {
   int32_t before, behind;
 };
 
-// Sorts the places along an axis by their taps outside; returns how many kinds there are.
-int32_t kinds_along(int64_t out, int64_t stride, int64_t pad, int64_t taps, int64_t gap, int64_t size, int32_t* kind,
-                    Outside* kinds) {
-  int32_t count = 0;
-  for (int64_t i = 0; i < out; ++i) {
-    Outside o{0, 0};
-    for (int64_t t = 0; t < taps; ++t) {
-      const int64_t at = i * stride - pad + t * gap;
-      o.before += at < 0;
-      o.behind += at >= size;
+// Places along an axis, sorted by their taps outside: those of kind k are order[start[k]] .. order[start[k + 1]].
+struct Axis {
+  int32_t kinds;
+  Outside* kind;
+  int32_t *order, *start;
+
+  static int64_t numbers(int64_t out) { return 5 * out + 1; }
+
+  // `memory` has room for numbers(out).
+  Axis(int64_t out, int64_t stride, int64_t pad, int64_t taps, int64_t gap, int64_t size, int32_t* memory)
+      : kinds(0), kind(reinterpret_cast<Outside*>(memory)), order(memory + 2 * out), start(order + out) {
+    int32_t* own = start + out + 1;
+    for (int64_t i = 0; i < out; ++i) {
+      const int64_t first = i * stride - pad;
+      Outside o{0, 0};
+      if (first < 0 || first + (taps - 1) * gap >= size) {
+        for (int64_t t = 0; t < taps; ++t) {
+          o.before += first + t * gap < 0;
+          o.behind += first + t * gap >= size;
+        }
+      }
+      int32_t found = 0;
+      while (found < kinds && (kind[found].before != o.before || kind[found].behind != o.behind)) ++found;
+      if (found == kinds) kind[kinds++] = o;
+      own[i] = found;
     }
-    int32_t found = 0;
-    while (found < count && (kinds[found].before != o.before || kinds[found].behind != o.behind)) ++found;
-    if (found == count) kinds[count++] = o;
-    kind[i] = found;
+    int32_t place = 0;
+    for (int32_t k = 0; k < kinds; ++k) {
+      start[k] = place;
+      for (int64_t i = 0; i < out; ++i) {
+        if (own[i] == k) order[place++] = static_cast<int32_t>(i);
+      }
+    }
+    start[kinds] = place;
   }
-  return count;
+
+  int64_t count(int64_t k) const { return start[k + 1] - start[k]; }
+};
+
+// Places of one kind, batch x rows x columns of them, and the words that their windows hold.
+struct Kind {
+  Outside down, across;
+  const int32_t *rows, *columns;
+  int64_t high, wide, places, tiles;
+  const Stretch* stretch;
+  int64_t stretches;
+  const int32_t* base;
+};
+
+struct Layer {
+  Shape s;
+  const uint32_t *x, *weight;
+  int64_t x_plane, w_plane;
+  const int32_t *outside, *base, *levels;
+  const int32_t* sums;  // of each place of x, sum_i a_i |x_i|; null if offset is 0
+  const Kind* kind;
+  int64_t kinds, tiles;
+};
+
+// What the taps inside read: with no dilation a row of them is one stretch of words.
+int64_t stretches_of(const Shape& s, const Kind& k, Stretch* to) {
+  const Stretch* begin = to;
+  const int64_t left = k.across.before, right = s.kw - k.across.behind;
+  for (int64_t i = k.down.before; i < s.kh - k.down.behind; ++i) {
+    const int64_t line = i * s.dh * s.width;
+    for (int64_t j = left; j < right; j = s.dw == 1 ? right : j + 1) {
+      const int64_t taps = s.dw == 1 ? right - left : 1;
+      *to++ = {(line + j * s.dw) * s.words, (i * s.kw + j) * s.words, taps * s.words};
+    }
+  }
+  return to - begin;
 }
 
-// Fills origin, kind_of and bases.
-void find_places(Layer& l) {
+// What taps outside add to an output.
+void add_outside(const Layer& l, const Kind& k, int32_t* __restrict to) {
   const Shape& s = l.s;
-  int32_t* kind = scratch_of<int32_t>(5, s.rows + s.columns);
-  Outside* kinds = scratch_of<Outside>(6, s.rows + s.columns);
-  const int32_t down = kinds_along(s.rows, s.sh, s.ph, s.kh, s.dh, s.height, kind, kinds);
-  const int32_t across = kinds_along(s.columns, s.sw, s.pw, s.kw, s.dw, s.width, kind + s.rows, kinds + s.rows);
-  int64_t place = 0;
-  for (int64_t n = 0; n < s.batch; ++n) {
-    for (int64_t i = 0; i < s.rows; ++i) {
-      for (int64_t j = 0; j < s.columns; ++j, ++place) {
-        l.origin[place] = (n * l.x.height + i * s.sh) * l.x.width + j * s.sw;
-        l.kind_of[place] = kind[i] * across + kind[s.rows + j];
-      }
-    }
-  }
-  int32_t* table = scratch_of<int32_t>(7, down * across * s.outputs);
-  l.bases = table;
-  const int32_t corner = static_cast<int32_t>(l.corner);
-  for (int64_t k = 0; k < down * across; ++k, table += s.outputs) {
-    std::memcpy(table, l.base, sizeof(int32_t) * static_cast<size_t>(s.outputs));
-    const Outside r = kinds[k / across], c = kinds[s.rows + k % across];
-    for (int64_t i = 0; corner != 0 && i < s.kh; ++i) {
-      const bool in = i >= r.before && i < s.kh - r.behind;
-      for (int64_t j = 0; j < s.kw; ++j) {
-        if (in && j >= c.before && j < s.kw - c.behind) continue;
-        const int32_t* __restrict sums = l.sums + (i * s.kw + j) * s.outputs;
-        for (int64_t o = 0; o < s.outputs; ++o) table[o] += corner * sums[o];
-      }
+  std::memcpy(to, l.base, sizeof(int32_t) * static_cast<size_t>(s.outputs));
+  for (int64_t i = 0; i < s.kh; ++i) {
+    const bool in = i >= k.down.before && i < s.kh - k.down.behind;
+    for (int64_t j = 0; j < s.kw; ++j) {
+      if (in && j >= k.across.before && j < s.kw - k.across.behind) continue;
+      const int32_t* __restrict own = l.outside + (i * s.kw + j) * s.outputs;
+      for (int64_t o = 0; o < s.outputs; ++o) to[o] += own[o];
     }
   }
 }
 
-int32_t window_sum(const Layer& l, int64_t origin) {
+// Sorts the places; tiles of a kind are as many as it takes, of even sizes.
+void find_kinds(Layer& l, int64_t most) {
+  const Shape& s = l.s;
+  int32_t* memory = scratch_of<int32_t>(kAxes, Axis::numbers(s.rows) + Axis::numbers(s.columns));
+  const Axis down(s.rows, s.sh, s.ph, s.kh, s.dh, s.height, memory);
+  const Axis across(s.columns, s.sw, s.pw, s.kw, s.dw, s.width, memory + Axis::numbers(s.rows));
+  l.kinds = int64_t{down.kinds} * across.kinds;
+  l.tiles = 0;
+  Kind* kind = scratch_of<Kind>(kKinds, l.kinds);
+  Stretch* stretch = scratch_of<Stretch>(kStretches, l.kinds * s.kh * (s.dw == 1 ? 1 : s.kw));
+  int32_t* base = scratch_of<int32_t>(kBases, l.kinds * s.outputs);
+  l.kind = kind;
+  for (int32_t a = 0; a < down.kinds; ++a) {
+    for (int32_t b = 0; b < across.kinds; ++b, ++kind, base += s.outputs) {
+      *kind = {down.kind[a], across.kind[b], down.order + down.start[a], across.order + across.start[b], down.count(a),
+               across.count(b), 0, 0, stretch, 0, base};
+      kind->places = s.batch * kind->high * kind->wide;
+      kind->tiles = (kind->places + most - 1) / most;
+      kind->stretches = stretches_of(s, *kind, stretch);
+      add_outside(l, *kind, base);
+      stretch += kind->stretches;
+      l.tiles += kind->tiles;
+    }
+  }
+}
+
+// Of every place of x the sum over the planes of a_i times its ones.
+const int32_t* place_sums(const Layer& l) {
+  const Shape& s = l.s;
+  const int64_t places = s.batch * s.height * s.width;
+  int32_t* out = scratch_of<int32_t>(kSums, places);
+  for (int64_t place = 0; place < places; ++place) {
+    int32_t sum = 0;
+    for (int64_t i = 0; i < s.x_planes; ++i) {
+      const uint32_t* word = l.x + i * l.x_plane + place * s.words;
+      int32_t ones = 0;
+      for (int64_t k = 0; k < s.words; ++k) ones += __builtin_popcount(word[k]);
+      sum += l.levels[i] * ones;
+    }
+    out[place] = sum;
+  }
+  return out;
+}
+
+int32_t window_sum(const Layer& l, const Kind& kind, int64_t corner) {
   int32_t sum = 0;
-  for (int64_t i = 0; i < l.s.kh; ++i) {
-    for (int64_t j = 0; j < l.s.kw; ++j) sum += l.places[origin + i * l.s.dh * l.x.width + j * l.s.dw];
+  for (int64_t i = kind.down.before; i < l.s.kh - kind.down.behind; ++i) {
+    for (int64_t j = kind.across.before; j < l.s.kw - kind.across.behind; ++j) {
+      sum += l.sums[corner + i * l.s.dh * l.s.width + j * l.s.dw];
+    }
   }
   return sum;
 }
 
-// Counts of up to kRows places, from `place` on, with a block of outputs. Returns what one count is worth; with several
-// planes they are added up, each by its level.
-int32_t counts_of(const Layer& l, int64_t place, int64_t count, int64_t from, int64_t width, int32_t* out) {
-  const uint32_t* rows[kRows];
-  const uint32_t* weight = l.weight + from * l.s.kh * l.s.kw * l.s.words;
-  const bool single = l.x_planes * l.w_planes == 1;
+// XNOR-Net's K: of every place that comes out the mean of `mean` over its window, zeros outside.
+void window_means(const float* mean, const Shape& s, float* out) {
+  const float part = 1.0f / static_cast<float>(s.kh * s.kw);
+  for (int64_t row = 0; row < s.batch * s.rows; ++row, out += s.columns) {
+    for (int64_t j = 0; j < s.columns; ++j) out[j] = 0.0f;
+    for (int64_t i = 0; i < s.kh; ++i) {
+      const int64_t from = row % s.rows * s.sh - s.ph + i * s.dh;
+      if (from < 0 || from >= s.height) continue;
+      const float* line = mean + (row / s.rows * s.height + from) * s.width;
+      for (int64_t t = 0; t < s.kw; ++t) {
+        const int64_t shift = t * s.dw - s.pw;
+        const int64_t first = shift < 0 ? (s.sw - 1 - shift) / s.sw : 0;
+        const int64_t reach = s.width > shift ? (s.width - shift + s.sw - 1) / s.sw : 0;
+        const int64_t last = reach < s.columns ? reach : s.columns;
+        if (s.sw == 1) {
+          for (int64_t j = first; j < last; ++j) out[j] += line[j + shift];
+        } else {
+          for (int64_t j = first; j < last; ++j) out[j] += line[j * s.sw + shift];
+        }
+      }
+    }
+    for (int64_t j = 0; j < s.columns; ++j) out[j] *= part;
+  }
+}
+
+// Where the places of a tile stand in the map that comes out, and where their windows begin in x, maybe outside of it.
+struct Tile {
+  int64_t count, out[kRows], corner[kRows];
+
+  Tile(const Shape& s, const Kind& kind, int64_t number) {
+    const int64_t first = kind.places * number / kind.tiles;
+    count = kind.places * (number + 1) / kind.tiles - first;
+    int64_t j = first % kind.wide, i = first / kind.wide % kind.high, n = first / kind.wide / kind.high;
+    for (int64_t p = 0; p < count; ++p) {
+      const int64_t row = kind.rows[i], column = kind.columns[j];
+      out[p] = (n * s.rows + row) * s.columns + column;
+      corner[p] = (n * s.height + row * s.sh - s.ph) * s.width + column * s.sw - s.pw;
+      if (++j < kind.wide) continue;
+      j = 0;
+      if (++i < kind.high) continue;
+      i = 0;
+      ++n;
+    }
+  }
+};
+
+// Counts of a tile with a block of outputs. Returns what one count is worth; with several planes they are added up, each
+// by its level.
+int32_t counts_of(const Layer& l, const Kind& kind, const Tile& tile, int64_t from, int64_t width, int32_t* out) {
+  const Shape& s = l.s;
+  const uint32_t* weight = l.weight + from * s.kh * s.kw * s.words;
+  const Runs runs{kind.stretch, kind.stretches, l.x_plane, l.w_plane};
+  const bool single = s.x_planes * s.w_planes == 1;
   alignas(64) int32_t counts[kRows * kBlock];
   if (!single) {  // outputs behind `width` are added up as well
     std::memset(out, 0, sizeof counts);
     std::memset(counts, 0, sizeof counts);
   }
-  for (int64_t a = 0; a < l.x_planes; ++a) {
-    for (int64_t i = 0; i < count; ++i) rows[i] = l.x.data + a * l.x.plane + l.origin[place + i] * l.s.words;
-    for (int64_t b = 0; b < l.w_planes; ++b) {
-      const uint32_t* own = weight + b * l.runs.w_plane;
+  int64_t at[kRows];
+  for (int64_t i = 0; i < tile.count; ++i) at[i] = tile.corner[i] * s.words;
+  for (int64_t a = 0; a < s.x_planes; ++a) {
+    for (int64_t b = 0; b < s.w_planes; ++b) {
+      const uint32_t* own = weight + b * l.w_plane;
+      const uint32_t* x = l.x + a * l.x_plane;
       int32_t* to = single ? out : counts;
-      if (l.kind == 0) block<Xor>(rows, count, own, l.runs, width, to);
-      else if (l.kind == 1) block<And>(rows, count, own, l.runs, width, to);
-      else block<Ternary>(rows, count, own, l.runs, width, to);
-      const int32_t level = l.levels[a] * l.levels[l.x_planes + b];
+      if (s.kind == 0) block<Xor>(x, at, tile.count, own, runs, width, to);
+      else if (s.kind == 1) block<And>(x, at, tile.count, own, runs, width, to);
+      else block<Ternary>(x, at, tile.count, own, runs, width, to);
+      const int32_t level = l.levels[a] * l.levels[s.x_planes + b];
       if (single) return level;
-      for (int64_t k = 0; k < count * kBlock; ++k) out[k] += level * counts[k];
+      for (int64_t k = 0; k < tile.count * kBlock; ++k) out[k] += level * counts[k];
     }
   }
   return 1;
@@ -202,66 +278,80 @@ uint64_t signs_of(const int32_t* total, const int32_t* at, const int32_t* sign, 
   return word;
 }
 
+// Where results go. Exactly one of total, real and packed is written: real = scale total [map] + bias, map having one
+// number a place; packed is [batch][rows][columns][outputs / 64] words of 64.
+struct Results {
+  const float *scale, *bias, *map;
+  const int32_t *at, *sign;
+  int32_t* total;
+  float* real;
+  int64_t* packed;
+};
+
+void finish_tile(const Layer& l, const Kind& kind, int64_t number, int64_t from, const Results& to) {
+  const int64_t outputs = l.s.outputs, width = outputs - from < kBlock ? outputs - from : kBlock;
+  alignas(64) int32_t found[kRows * kBlock], whole[kBlock];
+  const Tile tile(l.s, kind, number);
+  const int32_t level = counts_of(l, kind, tile, from, width, found);
+  const int32_t* base = kind.base + from;
+  for (int64_t p = 0; p < tile.count; ++p) {
+    const int64_t place = tile.out[p], at = place * outputs + from;
+    const int32_t* own = found + p * kBlock;
+    const int32_t more = l.sums == nullptr ? 0 : static_cast<int32_t>(l.s.offset) * window_sum(l, kind, tile.corner[p]);
+    if (to.real != nullptr) {
+      const float k = to.map == nullptr ? 1.0f : to.map[place];
+      const float* bias = to.bias == nullptr ? nullptr : to.bias + from;
+      if (width == kBlock) real_outputs(own, base, level, more, to.scale + from, k, bias, to.real + at, kBlock);
+      else real_outputs(own, base, level, more, to.scale + from, k, bias, to.real + at, width);
+      continue;
+    }
+    int32_t* target = to.total != nullptr ? to.total + at : whole;
+    if (width == kBlock) whole_outputs(own, base, level, more, target, kBlock);
+    else whole_outputs(own, base, level, more, target, width);
+    if (to.packed != nullptr) {
+      const uint64_t word = signs_of(whole, to.at + from, to.sign + from, width);
+      to.packed[place * ((outputs + kBlock - 1) / kBlock) + from / kBlock] = static_cast<int64_t>(word);
+    }
+  }
+}
+
 }  // namespace
 
-// Exactly one of total, real and packed is written. real = scale total [map] + bias, map having one number a place;
-// packed is [batch][rows][columns][outputs / 64] words of 64.
-void bit_conv(const int64_t* x, const int32_t* weight, const int32_t* sums, const int32_t* base, const int32_t* levels,
-              int64_t x_planes, int64_t w_planes, int64_t kind, int64_t corner, int64_t offset, int64_t batch,
-              int64_t height, int64_t width, int64_t words, int64_t outputs, int64_t rows, int64_t columns, int64_t kh,
-              int64_t kw, int64_t sh, int64_t sw, int64_t ph, int64_t pw, int64_t dh, int64_t dw, const float* scale,
-              const float* bias, const float* map, const int32_t* at, const int32_t* sign, int32_t* total, float* real,
-              int64_t* packed) {
-  const Shape s{batch, height, width, words, outputs, rows, columns, kh, kw, sh, sw, ph, pw, dh, dw};
-  const int64_t planes = kind == 2 ? 2 * x_planes : x_planes;
-  const Padded in = padded(reinterpret_cast<const uint32_t*>(x), planes, s);
-  // With no dilation a row of taps is one stretch of words.
-  const int64_t pieces = dw == 1 ? 1 : kw;
-  int64_t* offsets = scratch_of<int64_t>(2, kh * pieces);
-  for (int64_t i = 0; i < kh; ++i) {
-    for (int64_t j = 0; j < pieces; ++j) offsets[i * pieces + j] = (i * dh * in.width + j * dw) * words;
+// `sizes`: see Shape. x holds bits, or is null and `floats` holds numbers whose signs are taken; `scaled` then makes K of
+// them. Results: see there.
+void bit_conv(const int64_t* sizes, const int64_t* x, const float* floats, const int32_t* weight, const int32_t* outside,
+              const int32_t* base, const int32_t* levels, const float* scale, const float* bias, const float* map,
+              const int32_t* at, const int32_t* sign, int32_t* total, float* real, int64_t* packed) {
+  Shape s;
+  std::memcpy(&s, sizes, sizeof s);
+  const int64_t places = s.height * s.width, blocks = (s.outputs + kBlock - 1) / kBlock;
+  if (s.input != kPacked) {
+    int32_t* bits = scratch_of<int32_t>(kBits, s.batch * places * s.words);
+    float* mean = s.scaled != 0 ? scratch_of<float>(kMeans, s.batch * places + s.places()) : nullptr;
+    if (s.input == kFirst) pack_signs_nchw(floats, bits, mean, s.batch, s.channels, places, s.words);
+    else pack_signs_nhwc(floats, bits, mean, s.batch * places, s.channels, s.words);
+    x = reinterpret_cast<const int64_t*>(bits);
+    if (mean != nullptr) window_means(mean, s, mean + s.batch * places), map = mean + s.batch * places;
   }
-  const int64_t blocks = (outputs + kBlock - 1) / kBlock, places = batch * rows * columns;
-  const Runs runs{offsets, kh * pieces, (dw == 1 ? kw : 1) * words, in.plane, blocks * kBlock * kh * kw * words};
-  const int32_t* place = offset == 0 ? nullptr : place_sums(in, x_planes, levels, s);
-  Layer layer{s, in, runs, reinterpret_cast<const uint32_t*>(weight), sums, base, levels, x_planes, w_planes,
-                    kind, corner, offset, place, scratch_of<int64_t>(3, places), scratch_of<int32_t>(4, places),
-              nullptr};
-  find_places(layer);
-  const auto work = [&](int64_t first, int64_t from) {
-    const int64_t count = places - first < kRows ? places - first : kRows;
-    const int64_t wide = outputs - from < kBlock ? outputs - from : kBlock;
-    alignas(64) int32_t found[kRows * kBlock], whole[kBlock];
-    const int32_t level = counts_of(layer, first, count, from, wide, found);
-    for (int64_t i = 0; i < count; ++i) {
-      const int64_t to = (first + i) * outputs + from;
-      const int32_t *own = found + i * kBlock, *start = layer.bases + layer.kind_of[first + i] * outputs + from;
-      const int32_t more = offset == 0 ? 0 : static_cast<int32_t>(offset) * window_sum(layer, layer.origin[first + i]);
-      if (real != nullptr) {
-        const float k = map == nullptr ? 1.0f : map[first + i];
-        const float* own_bias = bias == nullptr ? nullptr : bias + from;
-        if (wide == kBlock) real_outputs(own, start, level, more, scale + from, k, own_bias, real + to, kBlock);
-        else real_outputs(own, start, level, more, scale + from, k, own_bias, real + to, wide);
-        continue;
-      }
-      int32_t* target = total != nullptr ? total + to : whole;
-      if (wide == kBlock) whole_outputs(own, start, level, more, target, kBlock);
-      else whole_outputs(own, start, level, more, target, wide);
-      if (packed != nullptr) {
-        packed[(first + i) * blocks + from / kBlock] = static_cast<int64_t>(signs_of(whole, at + from, sign + from, wide));
-      }
-    }
-  };
-  const int64_t tiles = (places + kRows - 1) / kRows, depth = kh * kw * words * x_planes * w_planes;
+  Layer layer{s, reinterpret_cast<const uint32_t*>(x), reinterpret_cast<const uint32_t*>(weight),
+              s.batch * places * s.words, blocks * kBlock * s.kh * s.kw * s.words, outside, base, levels, nullptr,
+              nullptr, 0, 0};
+  find_kinds(layer, s.kind == 2 ? rows_of<Ternary>() : kRows);
+  if (s.offset != 0) layer.sums = place_sums(layer);
+  const Results results{scale, bias, map, at, sign, total, real, packed};
+  const int64_t depth = s.kh * s.kw * s.words * s.x_planes * s.w_planes;
   // A block of weights stays in the cache while all places go by.
-  parallel_for(blocks * tiles, 1 + (1 << 14) / (depth + 1), [&](int64_t begin, int64_t end) {
-    int64_t tile = begin % tiles, from = begin / tiles * kBlock;
+  parallel_for(blocks * layer.tiles, 1 + (1 << 14) / (depth + 1), [&](int64_t begin, int64_t end) {
+    int64_t tile = begin % layer.tiles, from = begin / layer.tiles * kBlock;
+    const Kind* kind = layer.kind;
+    while (tile >= kind->tiles) tile -= kind++->tiles;
     for (int64_t i = begin; i < end; ++i) {
-      work(tile * kRows, from);
-      if (++tile == tiles) {
-        tile = 0;
-        from += kBlock;
-      }
+      finish_tile(layer, *kind, tile, from, results);
+      if (++tile < kind->tiles) continue;
+      tile = 0;
+      if (++kind < layer.kind + layer.kinds) continue;
+      kind = layer.kind;
+      from += kBlock;
     }
   });
 }

@@ -21,7 +21,7 @@ constexpr int64_t kBlock = 64;  // outputs that lie side by side
 
 #if defined(__AVX512VPOPCNTDQ__)
 using Bits = __m512i;
-constexpr int kLanes = 16, kRows = 4, kVectors = 4;
+constexpr int kLanes = 16, kRows = 6, kVectors = 4;
 constexpr int64_t kChunk = int64_t{1} << 40;  // words until counts are widened: never
 
 LILLIPUT_INLINE Bits load(const uint32_t* p) { return _mm512_loadu_si512(p); }
@@ -131,11 +131,17 @@ LILLIPUT_INLINE Bits all_but_different_in(const Bits& a, const Bits& b, const Bi
 }
 #endif
 
-// Which words of a row lie where: `count` stretches of `length` words, from `offset[r]` on. Where a kind has two planes,
-// the second lies x_plane (of rows) and w_plane (of weights) words behind the first.
+// Words that lie side by side in rows and in weights: `length` of them, from places that are counted from a row's first
+// word and from a block's first weight.
+struct Stretch {
+  int64_t x, w, length;
+};
+
+// What a product goes through. Where a kind has two planes, the second lies x_plane (of rows) and w_plane (of weights)
+// words behind the first.
 struct Runs {
-  const int64_t* offset;
-  int64_t count, length, x_plane, w_plane;
+  const Stretch* stretch;
+  int64_t count, x_plane, w_plane;
 };
 
 // What is counted of a word of x and one of w; a byte of the counts grows by at most 8 kPlanes.
@@ -160,9 +166,15 @@ struct Ternary {
   }
 };
 
-// Counts of P rows and V vectors of outputs; out is [P][kBlock].
+// Rows of a tile: their counts, what is read and what is between must fit into the registers.
+template <typename Op>
+constexpr int rows_of() {
+  return Op::kPlanes == 1 ? kRows : kRows < 4 ? kRows : 4;
+}
+
+// Counts of P rows and V vectors of outputs; row p begins at x + at[p]; out is [P][kBlock].
 template <typename Op, int P, int V>
-LILLIPUT_INLINE void tile(const uint32_t* const* rows, const uint32_t* weight, const Runs& runs, int32_t* out) {
+LILLIPUT_INLINE void tile(const uint32_t* x, const int64_t* at, const uint32_t* weight, const Runs& runs, int32_t* out) {
   constexpr int64_t chunk = kChunk / Op::kPlanes;
   Bits sum[P][V], count[P][V];
 #pragma GCC unroll 8
@@ -171,23 +183,27 @@ LILLIPUT_INLINE void tile(const uint32_t* const* rows, const uint32_t* weight, c
     for (int v = 0; v < V; ++v) sum[p][v] = count[p][v] = zero();
   }
   for (int64_t r = 0; r < runs.count; ++r) {
-    const int64_t from = runs.offset[r];
-    for (int64_t begin = 0; begin < runs.length; begin += chunk) {
-      const int64_t end = runs.length - begin < chunk ? runs.length : begin + chunk;
-      for (int64_t k = begin; k < end; ++k, weight += kBlock) {
+    const Stretch& own = runs.stretch[r];
+    const uint32_t* rows[P];
+#pragma GCC unroll 8
+    for (int p = 0; p < P; ++p) rows[p] = x + (at[p] + own.x);
+    const uint32_t* from = weight + own.w * kBlock;
+    for (int64_t begin = 0; begin < own.length; begin += chunk) {
+      const int64_t end = own.length - begin < chunk ? own.length : begin + chunk;
+      for (int64_t k = begin; k < end; ++k, from += kBlock) {
         Bits w[V][Op::kPlanes];
 #pragma GCC unroll 8
         for (int v = 0; v < V; ++v) {
-          w[v][0] = load(weight + v * kLanes);
-          if constexpr (Op::kPlanes == 2) w[v][1] = load(weight + runs.w_plane + v * kLanes);
+          w[v][0] = load(from + v * kLanes);
+          if constexpr (Op::kPlanes == 2) w[v][1] = load(from + runs.w_plane + v * kLanes);
         }
 #pragma GCC unroll 8
         for (int p = 0; p < P; ++p) {
-          Bits x[Op::kPlanes];
-          x[0] = spread(rows[p][from + k]);
-          if constexpr (Op::kPlanes == 2) x[1] = spread(rows[p][runs.x_plane + from + k]);
+          Bits value[Op::kPlanes];
+          value[0] = spread(rows[p][k]);
+          if constexpr (Op::kPlanes == 2) value[1] = spread(rows[p][runs.x_plane + k]);
 #pragma GCC unroll 8
-          for (int v = 0; v < V; ++v) count[p][v] = Op::add(count[p][v], x, w[v]);
+          for (int v = 0; v < V; ++v) count[p][v] = Op::add(count[p][v], value, w[v]);
         }
       }
       if constexpr (kChunk < 64) {
@@ -210,33 +226,41 @@ LILLIPUT_INLINE void tile(const uint32_t* const* rows, const uint32_t* weight, c
 }
 
 template <typename Op, int P>
-void tile_row(const uint32_t* const* rows, const uint32_t* weight, const Runs& runs, int64_t outputs, int32_t* out) {
+void tile_row(const uint32_t* x, const int64_t* at, const uint32_t* weight, const Runs& runs, int64_t outputs,
+              int32_t* out) {
   for (int64_t from = 0; from < outputs; from += kLanes * kVectors) {
     const int64_t vectors = (outputs - from + kLanes - 1) / kLanes;
     switch (vectors < kVectors ? vectors : kVectors) {
-      case 1: tile<Op, P, 1>(rows, weight + from, runs, out + from); break;
-      case 2: tile<Op, P, 2>(rows, weight + from, runs, out + from); break;
+      case 1: tile<Op, P, 1>(x, at, weight + from, runs, out + from); break;
+      case 2: tile<Op, P, 2>(x, at, weight + from, runs, out + from); break;
       case 3:
-        if constexpr (kVectors >= 3) tile<Op, P, 3>(rows, weight + from, runs, out + from);
+        if constexpr (kVectors >= 3) tile<Op, P, 3>(x, at, weight + from, runs, out + from);
         break;
       default:
-        if constexpr (kVectors >= 4) tile<Op, P, 4>(rows, weight + from, runs, out + from);
+        if constexpr (kVectors >= 4) tile<Op, P, 4>(x, at, weight + from, runs, out + from);
     }
   }
 }
 
-// Counts of up to kRows rows with up to kBlock outputs of one block; out is [kRows][kBlock].
+// Counts of up to rows_of<Op>() rows with up to kBlock outputs of one block; out is [rows][kBlock].
 template <typename Op>
-void block(const uint32_t* const* rows, int64_t count, const uint32_t* weight, const Runs& runs, int64_t outputs,
-           int32_t* out) {
+void block(const uint32_t* x, const int64_t* at, int64_t count, const uint32_t* weight, const Runs& runs,
+           int64_t outputs, int32_t* out) {
+  constexpr int most = rows_of<Op>();
   switch (count) {
-    case 1: tile_row<Op, 1>(rows, weight, runs, outputs, out); break;
-    case 2: tile_row<Op, 2>(rows, weight, runs, outputs, out); break;
+    case 1: tile_row<Op, 1>(x, at, weight, runs, outputs, out); break;
+    case 2: tile_row<Op, 2>(x, at, weight, runs, outputs, out); break;
     case 3:
-      if constexpr (kRows >= 3) tile_row<Op, 3>(rows, weight, runs, outputs, out);
+      if constexpr (most >= 3) tile_row<Op, 3>(x, at, weight, runs, outputs, out);
+      break;
+    case 4:
+      if constexpr (most >= 4) tile_row<Op, 4>(x, at, weight, runs, outputs, out);
+      break;
+    case 5:
+      if constexpr (most >= 5) tile_row<Op, 5>(x, at, weight, runs, outputs, out);
       break;
     default:
-      if constexpr (kRows >= 4) tile_row<Op, 4>(rows, weight, runs, outputs, out);
+      if constexpr (most >= 6) tile_row<Op, 6>(x, at, weight, runs, outputs, out);
   }
 }
 

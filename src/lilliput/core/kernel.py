@@ -93,8 +93,8 @@ def run(name: str, *arguments: Tensor | int | float | None) -> bool:
 
     Args:
         name: of the function that LILLIPUT_KERNEL registered.
-        arguments: in the function's order: tensors for pointers (contiguous, on the CPU, of the pointer's type; None
-            for a null pointer), numbers for numbers. Shapes are the caller's to check.
+        arguments: in the function's order: tensors for pointers (contiguous, on the CPU, of the pointer's type; what is
+            written may have its channels last; None for a null pointer), numbers for numbers. Shapes are the caller's to check.
 
     Returns:
         Whether it ran; False where the caller's reference has to do it.
@@ -112,16 +112,24 @@ def run(name: str, *arguments: Tensor | int | float | None) -> bool:
             passed.append(value)
             continue
         if dtypes is None or value.dtype not in dtypes or not value.is_contiguous() or not value.is_cpu:
-            raise MethodError(
-                f"{name}: argument {len(passed)} is {value.dtype} on {value.device}, "
-                f"{'' if value.is_contiguous() else 'not '}contiguous; needs {dtypes or 'a number'}, contiguous on CPU"
-            )
+            _refuse(name, len(passed), value, dtypes, kernel.signature[2 * len(passed)] == "&")
         passed.append(value.data_ptr())
     kernel(torch.get_num_threads(), *passed)
     watch: _Watch | None = getattr(_local, "watch", None)
     if watch is not None:
         watch.note(name, arguments, kernel.signature)
     return True
+
+
+def _refuse(name: str, place: int, value: Tensor, dtypes: Any, written: bool) -> None:
+    """Raises MethodError; not of what a kernel writes channels last."""
+    last = written and value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last)
+    if last and dtypes is not None and value.dtype in dtypes and value.is_cpu:
+        return
+    raise MethodError(
+        f"{name}: argument {place} is {value.dtype} on {value.device}, "
+        f"{'' if value.is_contiguous() else 'not '}contiguous; needs {dtypes or 'a number'}, contiguous on CPU"
+    )
 
 
 Calls = list[tuple[str, tuple[Any, ...]]]
@@ -237,11 +245,40 @@ def operator(fake: Callable[..., Any]) -> Callable[[F], F]:
 
         @functools.wraps(function)
         def call(*arguments: Any, **named: Any) -> Any:
-            return overload(*arguments, **named)
+            # torch.compile takes the first for a constant, and sees the operator only.
+            if torch.compiler.is_compiling() or named or not _plain(arguments):
+                return overload(*arguments, **named)
+            return function(*arguments)
 
         return cast(F, call)
 
     return register
+
+
+def _plain(arguments: Sequence[Any]) -> bool:
+    """Whether calling the function itself is all that the dispatcher would do: it takes 5 to 10 microseconds for that.
+
+    Nobody looks on (modes, tracing, vmap, profilers), and there are only tensors of the CPU that want no gradients.
+    """
+    if torch._C._len_torch_function_stack() or torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state():
+        return False
+    if torch._C._functorch.peek_interpreter_stack() is not None or torch._C._autograd._profiler_enabled():
+        return False
+    return _plain_tensors(arguments, torch.is_grad_enabled())
+
+
+def _plain_tensors(values: Sequence[Any], graded: bool) -> bool:
+    for value in values:
+        kind = type(value)
+        if kind is Tensor:
+            if not value.is_cpu or (graded and value.requires_grad):
+                return False
+        elif kind is list:
+            if value and isinstance(value[0], Tensor) and not _plain_tensors(value, graded):
+                return False
+        elif isinstance(value, Tensor):
+            return False
+    return True
 
 
 def operators() -> dict[str, Callable[..., Any]]:

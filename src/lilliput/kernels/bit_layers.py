@@ -11,7 +11,7 @@ from torch.nn import functional
 from lilliput.core.errors import MethodError
 from lilliput.kernels import binary
 from lilliput.kernels.binary_linear import BLOCK
-from lilliput.kernels.bit_conv import AND, TERNARY, XOR, bit_conv, bit_conv_signs, bit_conv_total
+from lilliput.kernels.bit_conv import AND, TERNARY, XOR, bit_conv, bit_conv_signs, bit_conv_total, xnor_conv
 from lilliput.kernels.pack_maps import pack_planes, pack_sign_maps
 
 Pair = tuple[int, int]
@@ -31,8 +31,8 @@ class BitLayer:
     """A convolution of maps of bits; a linear layer is one of 1 x 1 maps.
 
     Attributes:
-        layer: weight, sums, base and levels, see `bit_conv_total`.
-        numbers: kind, corner and offset.
+        layer: weight, outside, base and levels, see `bit_conv_total`.
+        numbers: kind and offset.
         geometry: of the kernel, stride, padding and dilation.
     """
 
@@ -61,6 +61,18 @@ class BitLayer:
             sides = functional.pad(magnitude, (pw, pw, ph, ph))
             magnitude = functional.avg_pool2d(sides, (kh, kw), (sh, sw))
         found: Tensor = bit_conv(x, self.layer, self.numbers, self.geometry, scale, bias, magnitude)
+        return found
+
+    def xnor_net(self, x: Tensor, scale: Tensor, bias: Tensor | None = None, scaled: bool = True) -> Tensor:
+        """Returns XNOR-Net's layer whole: signs of floats, K of them if `scaled`, alpha (`scale`) and bias.
+
+        Args:
+            x: (batch, channels, height, width), float32.
+            scale: (outputs,).
+            bias: (outputs,), or None.
+            scaled: multiply by K.
+        """
+        found: Tensor = xnor_conv(x, self.layer, self.geometry, scale, bias, scaled)
         return found
 
     def signs(self, x: Tensor, thresholds: binary.Thresholds) -> Tensor:
@@ -104,8 +116,10 @@ def xnor_layer(weight: Tensor, steps: Steps | None = None, border: int = 0) -> B
     signs = torch.where(weight >= 0, 1, -1)
     sums = _sums(signs)
     base = torch.full((len(weight),), weight[0].numel(), dtype=torch.int32)
-    numbers = [XOR, border + 1, 0]
-    return _layer([_blocks(signs > 0)], [sums, base, torch.tensor([-2, 1], dtype=torch.int32)], numbers, weight, steps)
+    # `base` counts all taps, as if equal signs were all there is.
+    outside = border * sums - weight.shape[1]
+    rest = [outside, base, torch.tensor([-2, 1], dtype=torch.int32)]
+    return _layer([_blocks(signs > 0)], rest, [XOR, 0], weight, steps)
 
 
 @dataclass(frozen=True)
@@ -146,8 +160,8 @@ def plane_layer(weight: Tensor, own: Codes, of_x: Codes, steps: Steps | None = N
     base = of_x.offset * sums.sum(0, dtype=torch.int32)
     levels = [of_x.step * 2**i for i in range(of_x.bits)] + [own.step * 2**j for j in range(own.bits)]
     planes = [_blocks(weight >> plane & 1) for plane in range(own.bits)]
-    numbers = [AND, -of_x.offset, own.offset]
-    return _layer(planes, [sums, base, torch.tensor(levels, dtype=torch.int32)], numbers, weight, steps)
+    rest = [-of_x.offset * sums, base, torch.tensor(levels, dtype=torch.int32)]
+    return _layer(planes, rest, [AND, own.offset], weight, steps)
 
 
 def ternary_layer(weight: Tensor, steps: Steps | None = None) -> BitLayer:
@@ -165,8 +179,11 @@ def ternary_layer(weight: Tensor, steps: Steps | None = None) -> BitLayer:
     """
     weight = _kernels(weight)
     planes = [_blocks(weight != 0), _blocks(weight < 0)]
-    base = torch.full((len(weight),), -32 * planes[0].shape[1], dtype=torch.int32)
-    return _layer(planes, [_sums(weight), base, torch.ones(2, dtype=torch.int32)], [TERNARY, 0, 0], weight, steps)
+    # A word's count is 32 more than its product.
+    taps, words = weight.shape[2] * weight.shape[3], planes[0].shape[1]
+    base = torch.full((len(weight),), -32 * words, dtype=torch.int32)
+    outside = torch.full((taps, len(weight)), 32 * words // taps, dtype=torch.int32)
+    return _layer(planes, [outside, base, torch.ones(2, dtype=torch.int32)], [TERNARY, 0], weight, steps)
 
 
 def _kernels(weight: Tensor) -> Tensor:

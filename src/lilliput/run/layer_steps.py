@@ -16,10 +16,10 @@ from lilliput.core.errors import LilliputError
 from lilliput.core.packed import Packed
 from lilliput.graph.ir import Node
 from lilliput.kernels import sparse_conv, sparse_linear
+from lilliput.kernels.bit_conv import FIRST, LAST, XOR, plan
 from lilliput.kernels.bit_layers import Steps as Sides
 from lilliput.kernels.bit_layers import xnor_layer
 from lilliput.kernels.found import serving, serving_dense
-from lilliput.kernels.pack_maps import words_of
 from lilliput.kernels.sparse import Blocks, blocks, sparse_weight
 from lilliput.kernels.window import Window, window_of
 from lilliput.run.clock import race
@@ -289,26 +289,13 @@ def add_binary(steps: Steps, x: Map, weight: Tensor, bias: Tensor | None, geomet
         raise Unfit("a filter has more than one magnitude")
     kernel, stride, padding, dilation = geometry
     batch, channels, height, width = x.shape
-    outputs, words, places = len(weight), words_of(channels), height * width
-    out = Window(kernel, stride, padding, dilation).out(height, width)
-    if min(out) < 1 or channels != weight.shape[1]:
+    if min(Window(kernel, stride, padding, dilation).out(height, width)) < 1 or channels != weight.shape[1]:
         raise Unfit("its window doesn't fit")
-    bits, sizes = steps.memory((batch, places, words), torch.int64), [batch, channels, height, width]
-    mean = steps.map((batch, 1, height, width)) if scaled else None
-    if x.last:
-        steps.add("pack_signs_nhwc", x, bits, mean, batch * places, channels, 2 * words)
-    else:
-        steps.add("pack_signs_nchw", x, bits, mean, batch, channels, places, 2 * words)
-    factor = None
-    if mean is not None:
-        if dilation != (1, 1):
-            raise Unfit("K with dilation")
-        factor = steps.map((batch, 1, *out))
-        pool = torch.tensor([batch, 1, height, width, *out, *kernel, *stride, *padding])
-        steps.add("pool_maps", pool, mean, factor, 1, 0)
+    if scaled and dilation != (1, 1):
+        raise Unfit("K with dilation")
     made = xnor_layer(weight, Sides(stride, padding, dilation))
-    y = steps.map((batch, outputs, *out), True)
-    numbers = (1, 1, *made.numbers, sizes[0], height, width, 2 * words, outputs, *out, *made.geometry)
-    extra = (scale.contiguous(), bias, factor, None, None, None, y, None)
-    steps.add("bit_conv", bits, *made.layer, *numbers, *extra)
+    own = plan(x.shape, 1, (XOR, 0), tuple(made.geometry), len(weight), LAST if x.last else FIRST, scaled)
+    y = steps.map(own.out, True)
+    extra = (scale.contiguous(), bias, None, None, None, None, y, None)
+    steps.add("bit_conv", own.sizes, None, x, *made.layer, *extra)
     return y

@@ -47,5 +47,15 @@ def signs(draw, floats):
     return x, layer, numbers, geometry, at, torch.where(floats(len(at)) > 0, 1, -1).int()
 
 
-CASES = {"bit_conv_total": total, "bit_conv": real, "bit_conv_signs": signs}
-TOLERANCES = {"bit_conv": 1e-6}
+def whole(draw, floats):
+    channels, outputs, kernel = draw(1, 140), draw(1, 140), (draw(1, 3), draw(1, 3))
+    steps, scaled = Steps(*((draw(low, 2), draw(low, 2)) for low in (1, 0, 1))), bool(draw(0, 1))
+    steps = Steps(steps.stride, steps.padding) if scaled else steps
+    size = [draw((k - 1) * d + 1, 8) for k, d in zip(kernel, steps.dilation, strict=True)]
+    x, made = floats(draw(0, 3), channels, *size), xnor_layer(floats(outputs, channels, *kernel), steps, draw(-1, 1))
+    x = x.contiguous(memory_format=torch.channels_last) if draw(0, 1) else x
+    return x, made.layer, made.geometry, floats(outputs), floats(outputs) if draw(0, 1) else None, scaled
+
+
+CASES = {"bit_conv_total": total, "bit_conv": real, "bit_conv_signs": signs, "xnor_conv": whole}
+TOLERANCES = {"bit_conv": 1e-6, "xnor_conv": 1e-6}
