@@ -28,6 +28,7 @@ import torch
 from torch.nn import functional
 
 from lilliput.core import kernel
+from lilliput.kernels.bit_conv import plan
 from lilliput.kernels.bit_layers import (
     BitLayer,
     Codes,
@@ -39,7 +40,6 @@ from lilliput.kernels.bit_layers import (
     ternary_planes,
     xnor_layer,
 )
-from lilliput.kernels.bit_conv import plan
 from lilliput.kernels.ternary import prepare, ternary_conv, ternary_linear
 
 RESULT = Path(__file__).parent / "results" / "kernels_bits.json"

@@ -94,7 +94,8 @@ def run(name: str, *arguments: Tensor | int | float | None) -> bool:
     Args:
         name: of the function that LILLIPUT_KERNEL registered.
         arguments: in the function's order: tensors for pointers (contiguous, on the CPU, of the pointer's type; what is
-            written may have its channels last; None for a null pointer), numbers for numbers. Shapes are the caller's to check.
+            written may have its channels last; None for a null pointer), numbers for numbers. Shapes are the caller's
+            to check.
 
     Returns:
         Whether it ran; False where the caller's reference has to do it.

@@ -145,7 +145,9 @@ def _run(
     for place in (0, 1, 3, 4):
         value = extra[place]
         if value is not None and value.shape != made.outputs:
-            raise MethodError(f"bit_conv: {tuple(value.shape)} numbers of scale, bias or thresholds, not {made.outputs}")
+            raise MethodError(
+                f"bit_conv: {tuple(value.shape)} numbers of scale, bias or thresholds, not {made.outputs}"
+            )
     if which == 2:
         batch, outputs, height, width = made.out
         y = torch.empty((1, batch, height, width, (outputs + 63) // 64), dtype=torch.int64)
@@ -177,8 +179,8 @@ def bit_conv_total(x: Tensor, layer: list[Tensor], numbers: list[int], geometry:
     Args:
         x: (planes, batch, height, width, words), int64, by `pack_sign_maps` or `pack_planes`; or, for XOR,
             (batch, channels, height, width), float32, whose signs are packed first.
-        layer: weight, (planes, ceil(outputs / 64), taps x 2 words, 64); outside, (taps, outputs), what a tap adds where it
-            is; base, (outputs,); levels, (planes of x + planes of w,), a and b (TERNARY counts its two planes,
+        layer: weight, (planes, ceil(outputs / 64), taps x 2 words, 64); outside, (taps, outputs), what a tap adds where
+            it is; base, (outputs,); levels, (planes of x + planes of w,), a and b (TERNARY counts its two planes,
             "not zero" and "negative", together, and has one level for both). All int32.
         numbers: kind (XOR, AND or TERNARY) and offset.
         geometry: kh, kw, and stride, padding and dilation, each of rows and columns.
@@ -252,7 +254,8 @@ def xnor_conv(
 ) -> Tensor:
     """Computes XNOR-Net's layer whole: scale K (sign(x) * sign(w)) + bias.
 
-    Rastegari et al. 2016, arXiv 1603.05279: K is the mean of |x| over the window and all channels, zeros outside counted.
+    Rastegari et al. 2016, arXiv 1603.05279: K is the mean of |x| over the window and all channels, zeros outside
+    counted.
 
     Args:
         x: (batch, channels, height, width), float32.

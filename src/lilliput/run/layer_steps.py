@@ -288,7 +288,7 @@ def add_binary(steps: Steps, x: Map, weight: Tensor, bias: Tensor | None, geomet
     if not torch.equal(rows.abs(), scale[:, None].expand_as(rows)):
         raise Unfit("a filter has more than one magnitude")
     kernel, stride, padding, dilation = geometry
-    batch, channels, height, width = x.shape
+    _, channels, height, width = x.shape
     if min(Window(kernel, stride, padding, dilation).out(height, width)) < 1 or channels != weight.shape[1]:
         raise Unfit("its window doesn't fit")
     if scaled and dilation != (1, 1):
