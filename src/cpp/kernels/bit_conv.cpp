@@ -72,7 +72,7 @@ struct Axis {
 struct Kind {
   Outside down, across;
   const int32_t *rows, *columns;
-  int64_t high, wide, places, tiles;
+  int64_t high, wide, places, tiles, each, more;  // tiles of `each` places, the first `more` of one more
   const Stretch* stretch;
   int64_t stretches;
   const int32_t* base;
@@ -131,9 +131,10 @@ void find_kinds(Layer& l, int64_t most) {
   for (int32_t a = 0; a < down.kinds; ++a) {
     for (int32_t b = 0; b < across.kinds; ++b, ++kind, base += s.outputs) {
       *kind = {down.kind[a], across.kind[b], down.order + down.start[a], across.order + across.start[b], down.count(a),
-               across.count(b), 0, 0, stretch, 0, base};
+               across.count(b), 0, 0, 0, 0, stretch, 0, base};
       kind->places = s.batch * kind->high * kind->wide;
       kind->tiles = (kind->places + most - 1) / most;
+      kind->each = kind->places / kind->tiles, kind->more = kind->places % kind->tiles;
       kind->stretches = stretches_of(s, *kind, stretch);
       add_outside(l, *kind, base);
       stretch += kind->stretches;
@@ -195,23 +196,31 @@ void window_means(const float* mean, const Shape& s, float* out) {
   }
 }
 
+// Where a kind's next place is, by the lists of its rows and columns.
+struct Cursor {
+  int64_t n, i, j;
+
+  static Cursor at(const Kind& kind, int64_t tile) {
+    const int64_t place = tile * kind.each + (tile < kind.more ? tile : kind.more);
+    return {place / kind.wide / kind.high, place / kind.wide % kind.high, place % kind.wide};
+  }
+};
+
 // Where the places of a tile stand in the map that comes out, and where their windows begin in x, maybe outside of it.
 struct Tile {
   int64_t count, out[kRows], corner[kRows];
 
-  Tile(const Shape& s, const Kind& kind, int64_t number) {
-    const int64_t first = kind.places * number / kind.tiles;
-    count = kind.places * (number + 1) / kind.tiles - first;
-    int64_t j = first % kind.wide, i = first / kind.wide % kind.high, n = first / kind.wide / kind.high;
+  Tile(const Shape& s, const Kind& kind, int64_t number, Cursor& next) {
+    count = kind.each + (number < kind.more ? 1 : 0);
     for (int64_t p = 0; p < count; ++p) {
-      const int64_t row = kind.rows[i], column = kind.columns[j];
-      out[p] = (n * s.rows + row) * s.columns + column;
-      corner[p] = (n * s.height + row * s.sh - s.ph) * s.width + column * s.sw - s.pw;
-      if (++j < kind.wide) continue;
-      j = 0;
-      if (++i < kind.high) continue;
-      i = 0;
-      ++n;
+      const int64_t row = kind.rows[next.i], column = kind.columns[next.j];
+      out[p] = (next.n * s.rows + row) * s.columns + column;
+      corner[p] = (next.n * s.height + row * s.sh - s.ph) * s.width + column * s.sw - s.pw;
+      if (++next.j < kind.wide) continue;
+      next.j = 0;
+      if (++next.i < kind.high) continue;
+      next.i = 0;
+      ++next.n;
     }
   }
 };
@@ -288,12 +297,12 @@ struct Results {
   int64_t* packed;
 };
 
-void finish_tile(const Layer& l, const Kind& kind, int64_t number, int64_t from, const Results& to) {
+// One tile with a block of outputs.
+void finish_tile(const Layer& l, const Kind& kind, const Tile& tile, int64_t from, const Results& to) {
   const int64_t outputs = l.s.outputs, width = outputs - from < kBlock ? outputs - from : kBlock;
-  alignas(64) int32_t found[kRows * kBlock], whole[kBlock];
-  const Tile tile(l.s, kind, number);
-  const int32_t level = counts_of(l, kind, tile, from, width, found);
   const int32_t* base = kind.base + from;
+  alignas(64) int32_t found[kRows * kBlock], whole[kBlock];
+  const int32_t level = counts_of(l, kind, tile, from, width, found);
   for (int64_t p = 0; p < tile.count; ++p) {
     const int64_t place = tile.out[p], at = place * outputs + from;
     const int32_t* own = found + p * kBlock;
@@ -342,13 +351,16 @@ void bit_conv(const int64_t* sizes, const int64_t* x, const float* floats, const
   const int64_t depth = s.kh * s.kw * s.words * s.x_planes * s.w_planes;
   // A block of weights stays in the cache while all places go by.
   parallel_for(blocks * layer.tiles, 1 + (1 << 14) / (depth + 1), [&](int64_t begin, int64_t end) {
-    int64_t tile = begin % layer.tiles, from = begin / layer.tiles * kBlock;
+    int64_t number = begin % layer.tiles, from = begin / layer.tiles * kBlock;
     const Kind* kind = layer.kind;
-    while (tile >= kind->tiles) tile -= kind++->tiles;
+    while (number >= kind->tiles) number -= kind++->tiles;
+    Cursor next = Cursor::at(*kind, number);
     for (int64_t i = begin; i < end; ++i) {
+      const Tile tile(s, *kind, number, next);
       finish_tile(layer, *kind, tile, from, results);
-      if (++tile < kind->tiles) continue;
-      tile = 0;
+      if (++number < kind->tiles) continue;
+      number = 0;
+      next = {0, 0, 0};
       if (++kind < layer.kind + layer.kinds) continue;
       kind = layer.kind;
       from += kBlock;
