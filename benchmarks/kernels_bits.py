@@ -7,9 +7,10 @@
 One thread, batch 1, CPU time, all candidates in turn in every round, medians of rounds and of ratios in a round.
 
 `binary`: 3 x 3 convolutions of signs. "limit" is the share of what XOR, count and add reach in registers in the same
-run, by the kernel alone, all taps counted as work though those outside of a map aren't computed; "packed" the operator's speed with packed inputs beside torch float32 (channels last or first,
-whichever is faster), "with packing" from float maps. Beside them the bound of XNOR-Net (Rastegari et al. 2016,
-arXiv 1603.05279, section 3.3), 64 c N / (c N + 64) for N = 9 weights a channel; the paper measured 58x.
+run, by the kernel alone, all taps counted as work though those outside of a map aren't computed; "packed" the
+operator's speed with packed inputs beside torch float32 (channels last or first, whichever is faster), "with packing"
+from float maps. Beside them the bound of XNOR-Net (Rastegari et al. 2016, arXiv 1603.05279, section 3.3),
+64 c N / (c N + 64) for N = 9 weights a channel; the paper measured 58x.
 `planes`: DoReFa's bits and TNN's two planes at 14 x 14. `gemv`: 4096 x 9216 from memory (12 copies in turn), beside
 reading alone. `conv`: ternary weights, int8 activations, beside QLinearConv of ONNX Runtime. About five minutes.
 """
