@@ -175,3 +175,14 @@ def test_export_and_compile_take_a_layer_whole():
     names = [str(node.target) for node in exported.graph.nodes if node.op == "call_function"]
     assert any("bit_conv" in name for name in names)
     assert torch.equal(exported.module()(x), net(x))
+
+
+def test_the_dispatcher_is_left_out_only_where_nobody_looks_on():
+    x, layer = drawn(1, 70, 5, 5), xnor_layer(drawn(8, 70, 3, 3), Steps(padding=(1, 1)))
+    alone = layer.xnor_net(x, torch.ones(8))
+    with torch.profiler.profile() as profile:
+        watched = layer.xnor_net(x, torch.ones(8))
+    assert any("xnor_conv" in event.name for event in profile.events())
+    assert torch.equal(alone, watched)
+    assert torch.equal(alone, layer.xnor_net(x.clone().requires_grad_(), torch.ones(8)))
+    assert layer.xnor_net(x.to("meta"), torch.ones(8)).is_meta
