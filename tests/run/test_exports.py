@@ -4,6 +4,7 @@ Engines are found by name; one whose package isn't installed skips. None may ref
 what `REFUSED` names; engines that only write files have tests of their own.
 """
 
+import sys
 from functools import cache
 
 import pytest
@@ -60,6 +61,31 @@ def test_each_layer_gets_what_it_gets_in_dense(engine, name, text):
 def test_engines_that_only_write_say_so(engine):
     with pytest.raises(ModelError, match="only writes files"):
         lilliput.load(made("vgg")[0], engine=engine)
+
+
+MISSING = {
+    "coreml": "coremltools", "executorch": "executorch.exir", "litert": "flatbuffers", "mace": "onnx", "mnn": "onnx",
+    "onnxruntime": "onnx", "openvino": "openvino", "paddlelite": "onnx", "qonnx": "onnx",
+    "tensorrt": "onnx",
+}  # fmt: skip
+"""What an engine can't write its files without; ncnn's are written by our own hand."""
+ENDINGS = {"coreml": ".mlpackage", "openvino": ".xml"}
+
+
+@pytest.mark.parametrize("engine", sorted({*ENGINES, *WRITERS} - {"ncnn"}))
+def test_what_is_missing_is_named_with_the_command(engine, tmp_path, monkeypatch):
+    artifact = lilliput.compress(torch.nn.Linear(4, 2).eval(), lilliput.Recipe(), example=torch.rand(1, 4))
+    for name in [name for name in sys.modules if name.startswith("lilliput.export.")]:
+        module = sys.modules[name]
+        if any(hasattr(module, held) for held in ("onnx", "flatbuffers")):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, MISSING[engine], None)
+    with pytest.raises(
+        NotInstalled, match=r"needs .*: pip install 'lilliput\[|need the package .*: pip install"
+    ) as found:
+        artifact.export(tmp_path / f"net{ENDINGS.get(engine, '')}", engine=engine)
+    assert "\n" not in str(found.value)
+    assert not list(tmp_path.iterdir())
 
 
 def test_inputs_of_layers_are_told_apart():

@@ -95,6 +95,8 @@ class Executed(nn.Module):
 
 def _translated(artifact: Artifact) -> Any:
     graph, tensors = network_of(artifact, "QONNX")
-    from lilliput.export.qonnx import to_qonnx
-
+    try:
+        from lilliput.export.qonnx import to_qonnx
+    except ImportError as error:
+        raise NotInstalled(f"this engine needs onnx: pip install 'lilliput[onnx]' ({error})") from None
     return to_qonnx(graph, tensors, artifact.weights)
