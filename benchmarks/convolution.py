@@ -306,6 +306,9 @@ def page(results: dict[str, list[dict[str, Any]]], aims: dict[str, Any], nets: d
         "down and across), im2col, MEC and Winograd are compiled.",
         "",
     ]
+    before = [name for name, entries in results.items() if not any("FFT 16" in entry["rows"] for entry in entries)]
+    if before:
+        lines[-1:] = [f"{' and '.join(before)} were measured before FFT in tiles was compiled.", ""]
     for name, entries in results.items():
         lines += [f"## {name}", "", *table(entries), ""]
     lines += ["## Ratios", ""]
