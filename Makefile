@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # A CPU build is enough, and what is tested. `make TORCH=torch` takes the newest instead.
 TORCH ?= torch==2.13.0
 
-.PHONY: help demo test lint fuzz ext sanitize clean
+.PHONY: help demo test lint fuzz ext sanitize cross clean
 help: ## Show this list.
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
@@ -59,6 +59,9 @@ sanitize: ## Build the extension with sanitizers, apart, and run the kernels' te
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0:alloc_dealloc_mismatch=0 \
 	UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=build/sanitize/src OMP_NUM_THREADS=1 \
 	$(PYTHON) -m pytest -q -p no:xdist -p no:cacheprovider tests/kernels tests/run/test_programs.py -k "not export_and_compile and not opcheck"
+
+cross: ## Compile the kernels for aarch64, and test them under qemu-user where it is installed (g++-aarch64-linux-gnu or ziglang).
+	$(PYTHON) tests/kernels/cross/build.py
 
 clean: ## Remove what was built and installed.
 	rm -rf build $(VENV) src/lilliput/_cpp*.so

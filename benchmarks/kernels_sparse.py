@@ -79,7 +79,9 @@ def pruned(weight: Tensor, sparsity: float, pattern: str, *then: Any) -> Any:
     return pack_steps(weight, (Magnitude(sparsity=sparsity, pattern=pattern), *then))
 
 
-def conv_cases(outputs: int, channels: int, size: int, side: int, sparsity: float) -> CASES:
+def conv_cases(
+    outputs: int, channels: int, size: int, side: int, sparsity: float, patterns: dict[str, str] = PATTERNS
+) -> CASES:
     """A dense layer in both layouts, and sparse ones in each pattern; checked once."""
     x, window = torch.randn(1, channels, size, size), Window((side, side), padding=(side // 2, side // 2))
     weight = torch.randn(outputs, channels, side, side)
@@ -88,9 +90,9 @@ def conv_cases(outputs: int, channels: int, size: int, side: int, sparsity: floa
         "torch": lambda: functional.conv2d(x, weight, padding=side // 2),
         "torch, channels last": lambda: functional.conv2d(*last, padding=side // 2),
     }
-    for name, pattern in PATTERNS.items():
+    for name, pattern in patterns.items():
         whole = unpack(pruned(weight, sparsity, pattern))
-        layer = sparse_conv.SparseConv(whole, window, {"single": 1, "4x1": 4, "16x1": 16}[name])
+        layer = sparse_conv.SparseConv(whole, window, {"single": 1, "4x1": 4, "16x1": 16, "2:4": 1}[name])
         close(layer(x), functional.conv2d(x, whole, padding=side // 2))
         cases[name] = lambda layer=layer: layer(x)
         cases[f"{name}, alone"] = alone(layer, x, layer(x))
@@ -125,6 +127,8 @@ def conv(part: str, side: int, shapes: list[tuple[int, int, int]]) -> Iterator[t
         cases = conv_cases(outputs, channels, size, side, sparsity)
         label = f"{part} {channels} to {outputs}, {size} x {size}, {100 * sparsity:.0f} %"
         yield label, measured(cases, ["torch", "torch, channels last"])
+    cases = conv_cases(outputs, channels, size, side, 0.5, {"2:4": "2:4"})
+    yield f"{part} {channels} to {outputs}, {size} x {size}, 2:4", measured(cases, ["torch", "torch, channels last"])
 
 
 def copies(layer: torch.nn.Module) -> itertools.cycle:
