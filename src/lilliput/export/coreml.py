@@ -21,6 +21,7 @@ from torch import Tensor
 from lilliput.core.errors import ModelError, NotInstalled
 from lilliput.export.coreml_weights import Scaled, Table, weight_of
 from lilliput.export.quantized import Levels, levels_in, needed
+from lilliput.export.rules import Unsupported, rules
 from lilliput.export.sizes import closed, infos_of
 from lilliput.graph.bounds import first_line
 from lilliput.graph.ir import Graph, InputRef, NodeRef, TensorRef, refs_of
@@ -31,21 +32,7 @@ INSTALL = "this engine needs coremltools: pip install 'lilliput[coreml]'"
 Arguments = Mapping[str, Any]
 Rule = Callable[["Writer", Arguments], Any]
 RULES: dict[str, Rule] = {}
-
-
-def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Makes a function the rule of some operators; a name without an overload means its `default`."""
-
-    def register(function: Rule) -> Rule:
-        for name in names:
-            RULES[name if name == "item" else f"aten.{name}{'' if '.' in name else '.default'}"] = function
-        return function
-
-    return register
-
-
-class Unsupported(ModelError):
-    """An operator, or a setting of one, that has no counterpart."""
+rule = rules(RULES)
 
 
 def to_coreml(graph: Graph, tensors: Mapping[str, Tensor], packed: Mapping[str, Any], half: bool = False) -> Any:

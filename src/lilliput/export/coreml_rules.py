@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from lilliput.export.coreml import Arguments, Rule, Unsupported, Writer, rule
+from lilliput.export.coreml import Arguments, Rule, Writer, rule
+from lilliput.export.rules import Unsupported
 from lilliput.export.steps import affine_of
 from lilliput.graph.ir import InputRef, NodeRef, TensorRef
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from lilliput.export.writer import Arguments, Rule, Unsupported, Writer, rule
+from lilliput.export.rules import Unsupported
+from lilliput.export.writer import Arguments, Rule, Writer, rule
 from lilliput.graph.ir import InputRef, NodeRef, TensorRef
 
 _PLAIN = {

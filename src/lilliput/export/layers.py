@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from lilliput.export.quantized import levels_before
-from lilliput.export.writer import Arguments, Rule, Unsupported, Writer, array_of, numpy_dtype, rule
+from lilliput.export.rules import Unsupported
+from lilliput.export.writer import Arguments, Rule, Writer, array_of, numpy_dtype, rule
 from lilliput.graph.ir import TensorRef
 
 

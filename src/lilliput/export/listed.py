@@ -10,8 +10,8 @@ import onnx
 from torch import Tensor
 
 from lilliput.export.onnx import to_onnx
+from lilliput.export.rules import Unsupported
 from lilliput.export.sizes import closed
-from lilliput.export.writer import Unsupported
 from lilliput.graph.ir import Graph
 
 

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lilliput.core.errors import ModelError
 from lilliput.export.quantized import Codes, Levels, coded_layers, codes_of, levels_in, needed
+from lilliput.export.rules import Unsupported, rules
 from lilliput.export.sizes import Info, closed, infos_of
 from lilliput.export.tflite import TYPES, VERSIONS, Array, Entry, Operation, Scales, file_of
 from lilliput.graph.ir import Graph, InputRef, NodeRef, TensorRef, refs_of
@@ -31,21 +31,7 @@ Rule = Callable[["Writer", Arguments], Any]
 RULES: dict[str, Rule] = {}
 LAST = (0, 2, 3, 1)
 FIRST = (0, 3, 1, 2)
-
-
-def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Makes a function the rule of some operators; a name without an overload means its `default`."""
-
-    def register(function: Rule) -> Rule:
-        for name in names:
-            RULES[name if name == "item" else f"aten.{name}{'' if '.' in name else '.default'}"] = function
-        return function
-
-    return register
-
-
-class Unsupported(ModelError):
-    """An operator, or a setting of one, that has no counterpart."""
+rule = rules(RULES)
 
 
 @dataclass(eq=False)

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from lilliput.export.litert import Arguments, Rule, Unsupported, Value, Writer, act_of, rule
+from lilliput.export.litert import Arguments, Rule, Value, Writer, act_of, rule
 from lilliput.export.quantized import Codes
+from lilliput.export.rules import Unsupported
 from lilliput.export.steps import affine_of
 from lilliput.export.tflite import Scales
 from lilliput.graph.ir import NodeRef, TensorRef

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from lilliput.export.litert import LAST, Arguments, Rule, Unsupported, Value, Writer, rule
+from lilliput.export.litert import LAST, Arguments, Rule, Value, Writer, rule
+from lilliput.export.rules import Unsupported
 from lilliput.graph.ir import InputRef, NodeRef, TensorRef
 
 

@@ -13,8 +13,9 @@ from torch import Tensor
 from lilliput.core.packed import Packed
 from lilliput.export.few_bits import few_layers
 from lilliput.export.quantized import coded_layers, levels_in
+from lilliput.export.rules import Unsupported
 from lilliput.export.sizes import Info, infos_of
-from lilliput.export.writer import OPSET, RULES, Unsupported, Writer, input_name, kind_of
+from lilliput.export.writer import OPSET, RULES, Writer, input_name, kind_of
 from lilliput.graph.ir import Graph, InputRef, NodeRef, refs_of
 from lilliput.graph.layers import arguments_of
 from lilliput.graph.operators import operators

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from lilliput.export.writer import Arguments, Rule, Unsupported, Writer, array_of, numpy_dtype, rule
+from lilliput.export.rules import Unsupported
+from lilliput.export.writer import Arguments, Rule, Writer, array_of, numpy_dtype, rule
 from lilliput.graph.ir import TensorRef
 
 # Where torch has each of ONNX's gates: i, o, f, c of i, f, g, o; and z, r, h of r, z, n.

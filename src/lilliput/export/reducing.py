@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from lilliput.export.writer import Arguments, Rule, Unsupported, Writer, rule
+from lilliput.export.rules import Unsupported
+from lilliput.export.writer import Arguments, Rule, Writer, rule
 
 
 def _axes(w: Writer, source: Any, dim: Any) -> list[int]:

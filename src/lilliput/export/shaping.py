@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from lilliput.export.writer import Arguments, Rule, Unsupported, Writer, kind_of, rule
+from lilliput.export.rules import Unsupported
+from lilliput.export.writer import Arguments, Rule, Writer, kind_of, rule
 from lilliput.graph.ir import NodeRef
 
 _END = 2**63 - 1

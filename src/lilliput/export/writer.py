@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lilliput.core.errors import ModelError, NotInstalled
+from lilliput.core.errors import NotInstalled
 from lilliput.export.few_bits import FLOATS, Few
 from lilliput.export.quantized import Codes, Levels
+from lilliput.export.rules import Unsupported, rules
 from lilliput.export.sizes import Info
 from lilliput.graph.ir import Graph, InputRef, Node, NodeRef, TensorRef
 
@@ -35,22 +36,7 @@ KINDS = {
 Arguments = Mapping[str, Any]
 Rule = Callable[["Writer", Arguments], Any]
 RULES: dict[str, Rule] = {}
-
-
-def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Makes a function the rule of some operators; a name without an overload means its `default`."""
-
-    def register(function: Rule) -> Rule:
-        for name in names:
-            full = name if name.startswith(("sym.", "item")) else f"aten.{name}{'' if '.' in name else '.default'}"
-            RULES[full] = function
-        return function
-
-    return register
-
-
-class Unsupported(ModelError):
-    """An operator, or a setting of one, that has no counterpart."""
+rule = rules(RULES)
 
 
 def kind_of(dtype: torch.dtype) -> int:
