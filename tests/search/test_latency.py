@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import lilliput
-from lilliput import Budget, Recipe
+from lilliput import Budget, Recipe, compress
 from lilliput.core.errors import BudgetError
 from lilliput.run import layers as run_layers
 from lilliput.run.layers import Seconds, layer_seconds
@@ -111,6 +111,32 @@ def test_channels_are_cut_where_bits_are_not_enough(monkeypatch):
     assert found.recipe.cuts
     assert found.recipe.rules[0].activations is not None
     assert Recipe.loads(found.recipe.dumps()) == found.recipe
+
+
+def test_a_network_that_nothing_passes_any_more_is_another_try(monkeypatch):
+    """Cut to few channels that are dead on the data, a layer gets zeros alone, and its quantizer refuses."""
+    made, refused = work(monkeypatch, Machine()), []
+    real = made.timed
+
+    def timed(recipe):
+        if recipe.cuts and len(refused) < 2:
+            refused.append(recipe)
+            # What compress says of it.
+            dead = compress(dead_network(), Recipe.preset("int8-activations"), data())
+            raise AssertionError(f"{dead} was compressed")
+        return real(recipe)
+
+    monkeypatch.setattr(made, "timed", timed)
+    found = made.plan(Budget(latency="2.6x faster"), "plan")
+    assert len(refused) == 2
+    assert found.part <= 1 / 2.6
+
+
+def dead_network():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)).eval()
+    with torch.no_grad():
+        model[0].bias.fill_(-1e3)
+    return model
 
 
 def test_what_cannot_be_reached_names_the_nearest(monkeypatch):

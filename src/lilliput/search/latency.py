@@ -13,7 +13,7 @@ from torch import nn
 
 from lilliput.core.budget import Budget
 from lilliput.core.data import call, inputs_of, target_of, with_example
-from lilliput.core.errors import BudgetError
+from lilliput.core.errors import BudgetError, MethodError
 from lilliput.core.recipe import Recipe, Rule
 from lilliput.file.artifact import Artifact
 from lilliput.observe.divergence import divergence, measure_for
@@ -232,7 +232,12 @@ class Latency:
             found = chosen(channels, [replace(bound, limit=asked * base.seconds / base.part)], None)
             place_ = tuple(len(item.removals) - 1 for item in channels.items) if found is None else found
             rules = channels.rules(place_, channels.losses(tuple([0] * len(channels.items))))
-            tried = self.timed(replace(base.recipe, cuts=rules))
+            try:
+                tried = self.timed(replace(base.recipe, cuts=rules))
+            except MethodError:
+                # So narrow that nothing but zeros reach a layer, whose quantizer has no scale then.
+                asked *= 1.25
+                continue
             nearest = min(nearest, tried, key=lambda one: one.part)
             if tried.part <= limit and (best is None or tried.loss < best.loss):
                 best = tried
