@@ -122,3 +122,16 @@ def test_openvino_keeps_few_bits(tmp_path, bits, kind):
     for products, near in (("integers", 0.03), ("floats", 1e-5)):
         found = lilliput.load(artifact, engine=Openvino(products=products))(x)
         assert (found - wanted).norm() < near * wanted.norm()
+
+
+@pytest.mark.skipif("openvino" not in ENGINES, reason="openvino isn't installed")
+def test_an_input_with_two_names_is_found_by_its_own():
+    """OpenVINO drops a cast to float64 and calls the input by both names; the set of names has no order."""
+    from lilliput.quantize.activations.log import Log
+
+    torch.manual_seed(0)
+    model, x = network().eval(), torch.randn(2, 3, 8, 8)
+    recipe = lilliput.Recipe((lilliput.Rule(activations=Log(calibrated=True)),))
+    artifact = lilliput.compress(model, recipe, [x])
+    net, dense = (lilliput.load(artifact, engine=name) for name in ("native", "dense"))
+    assert torch.allclose(net(x), dense(x), atol=1e-5)

@@ -133,7 +133,8 @@ def in_openvino(
         settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0
     compiled = runtime.Core().compile_model(model, "CPU", settings)
     names = {spec.name: place for place, spec in enumerate(piece.graph.inputs)}
-    order = [names[port.get_any_name()] for port in compiled.inputs]
+    # An input has the name of what is made of it, too, where OpenVINO found that nothing is: a cast to what it is.
+    order = [next(names[name] for name in port.get_names() if name in names) for port in compiled.inputs]
     outputs = [compiled.output(f"output_{place}") for place, _ in enumerate(refs_of(piece.graph.output))]
     request, lock = compiled.create_infer_request(), threading.Lock()
 
