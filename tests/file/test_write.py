@@ -13,6 +13,7 @@ from lilliput.core.errors import FileError
 from lilliput.core.packed import Packed
 from lilliput.file import read, write
 from lilliput.file.artifact import Artifact
+from lilliput.file.atomic import write_folder
 from lilliput.quantize.uniform import Uniform
 from lilliput.testing.mutate import Forged
 
@@ -82,6 +83,44 @@ def test_a_folder_or_device_is_no_file(tmp_path):
     assert "folder or a device" in refused(ARTIFACT, tmp_path / "pipe")
     assert "folder or a device" in refused(ARTIFACT, "/dev/null")
     assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+
+
+def made_folder(path, text):
+    path.mkdir()
+    (path / "Manifest.json").write_text(text)
+    return path
+
+
+def test_a_folder_appears_whole_and_is_replaced(tmp_path):
+    target = tmp_path / "net.mlpackage"
+    for text in ("one", "two"):
+        write_folder(target, made_folder(tmp_path / text, text))
+        assert (target / "Manifest.json").read_text() == text
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["net.mlpackage", "one", "two"]
+
+
+def test_a_folder_of_another_kind_is_not_replaced(tmp_path):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "letters.txt").write_text("dear")
+    with pytest.raises(FileError, match="something else is there"):
+        write_folder(tmp_path / "home", made_folder(tmp_path / "new", "new"))
+    assert (tmp_path / "home" / "letters.txt").read_text() == "dear"
+
+
+def test_the_folder_that_was_there_stays_where_the_new_one_cannot_take_its_name(tmp_path, monkeypatch):
+    target = made_folder(tmp_path / "net.mlpackage", "old")
+    new, rename = made_folder(tmp_path / "new", "new"), Path.rename
+
+    def failing(self, other):
+        if self.suffix == ".part":
+            raise OSError(28, "No space left on device")
+        return rename(self, other)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(FileError, match="No space left"):
+        write_folder(target, new)
+    assert (target / "Manifest.json").read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["net.mlpackage", "new"]
 
 
 def test_a_missing_folder(tmp_path):

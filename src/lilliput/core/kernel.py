@@ -113,7 +113,7 @@ def run(name: str, *arguments: Tensor | int | float | None) -> bool:
             passed.append(value)
             continue
         if dtypes is None or value.dtype not in dtypes or not value.is_contiguous() or not value.is_cpu:
-            _refuse(name, len(passed), value, dtypes, kernel.signature[2 * len(passed)] == "&")
+            _check_layout(name, len(passed), value, dtypes, kernel.signature[2 * len(passed)] == "&")
         passed.append(value.data_ptr())
     kernel(torch.get_num_threads(), *passed)
     watch: _Watch | None = getattr(_local, "watch", None)
@@ -122,8 +122,8 @@ def run(name: str, *arguments: Tensor | int | float | None) -> bool:
     return True
 
 
-def _refuse(name: str, place: int, value: Tensor, dtypes: Any, written: bool) -> None:
-    """Raises MethodError; not of what a kernel writes channels last."""
+def _check_layout(name: str, place: int, value: Tensor, dtypes: Any, written: bool) -> None:
+    """Raises MethodError unless the kernel writes the value and its channels are last: all else was refused before."""
     last = written and value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last)
     if last and dtypes is not None and value.dtype in dtypes and value.is_cpu:
         return

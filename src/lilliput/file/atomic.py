@@ -77,7 +77,7 @@ def write_folder(path: str | PathLike[str], made: Path) -> None:
         made: the folder. One that is replaced must hold a file that this one holds, too: nothing else goes by mistake.
 
     Raises:
-        FileError: it can't be written; nothing is left behind then.
+        FileError: it can't be written; nothing is left behind then, and what was there stays.
     """
     target = Path(os.path.realpath(path))
     beside, gone = (target.with_name(f".lilliput-{secrets.token_hex(8)}.{word}") for word in ("part", "gone"))
@@ -88,7 +88,12 @@ def write_folder(path: str | PathLike[str], made: Path) -> None:
         shutil.copytree(made, beside)
         if target.exists():
             target.rename(gone)
-        beside.rename(target)
+        try:
+            beside.rename(target)
+        except OSError:
+            if gone.exists():
+                gone.rename(target)
+            raise
     except (OSError, shutil.Error) as error:
         why = getattr(error, "strerror", None) or error
         raise FileError(f"{os.fspath(path)}: can't be written: {why}; nothing was left") from None
