@@ -11,6 +11,7 @@ from lilliput.export.coreml import Arguments, Rule, Writer, rule
 from lilliput.export.rules import Unsupported
 from lilliput.export.steps import affine_of
 from lilliput.graph.ir import InputRef, NodeRef, TensorRef
+from lilliput.graph.layers import norm_of
 
 MOST = np.float32(3.4e38)
 
@@ -49,12 +50,11 @@ def _linear(w: Writer, a: Arguments) -> Any:
 
 @rule("batch_norm")
 def _batch_norm(w: Writer, a: Arguments) -> Any:
-    if a["training"] or a["running_mean"] is None:
+    norm = norm_of(w.graph.nodes[w.index])
+    if norm is None:
         raise Unsupported("a BatchNorm without running statistics")
-    names = {"weight": a["weight"], "bias": a["bias"], "mean": a["running_mean"], "var": a["running_var"]}
-    held = {key: None if ref is None else w.tensors[ref.name] for key, ref in names.items()}
     sides = (1, -1) + (1,) * (len(w.shape) - 2)
-    factor, shift = (array.astype(np.float32).reshape(sides) for array in affine_of(held, a["eps"]))
+    factor, shift = (array.reshape(sides) for array in affine_of(norm, w.tensors))
     return w.make.add(x=w.make.mul(x=w.value(a["input"]), y=factor), y=shift)
 
 

@@ -13,7 +13,7 @@ from lilliput.export.rules import Unsupported
 from lilliput.export.steps import affine_of
 from lilliput.export.tflite import Scales
 from lilliput.graph.ir import NodeRef, TensorRef
-from lilliput.graph.layers import arguments_of, is_margin
+from lilliput.graph.layers import arguments_of, is_margin, norm_of
 
 SAME, VALID = 0, 1
 
@@ -135,13 +135,12 @@ def _linear(w: Writer, a: Arguments) -> Value:
 
 @rule("batch_norm")
 def _batch_norm(w: Writer, a: Arguments) -> Value:
-    if a["training"] or a["running_mean"] is None:
+    norm = norm_of(w.graph.nodes[w.index])
+    if norm is None:
         raise Unsupported("a BatchNorm without running statistics")
-    names = {"weight": a["weight"], "bias": a["bias"], "mean": a["running_mean"], "var": a["running_var"]}
-    held = {key: None if ref is None else w.tensors[ref.name] for key, ref in names.items()}
     last = len(w.shape) == 4
     sides = (-1,) if last or len(w.shape) == 2 else (-1,) + (1,) * (len(w.shape) - 2)
-    factor, shift = (w.constant(array.reshape(sides)) for array in affine_of(held, a["eps"]))
+    factor, shift = (w.constant(array.reshape(sides)) for array in affine_of(norm, w.tensors))
     scaled = w.emit("MUL", [w.floats(a["input"], last), factor], w.shape, last, act=0)
     return w.emit("ADD", [scaled.places[last, False], shift], w.shape, last, act=0)
 

@@ -85,9 +85,7 @@ class _Lowering:
         if node.operator == LINEAR or node.operator in CONVOLUTIONS:
             return self.product(bound, node.operator)
         if norm is not None:
-            names = {"weight": norm.weight, "bias": norm.bias, "mean": norm.mean, "var": norm.var}
-            held_tensors = {key: None if name is None else self.tensors[name] for key, name in names.items()}
-            return Affine(self.value(bound["input"]), *affine_of(held_tensors, norm.eps))
+            return Affine(self.value(bound["input"]), *affine_of(norm, self.tensors))
         return self.other(word, bound, index)
 
     def other(self, word: str, bound: Mapping[str, Any], index: int) -> Any:

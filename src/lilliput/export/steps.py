@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lilliput.core.errors import ModelError
 from lilliput.export.quantized import codes_of
+from lilliput.graph.layers import Norm
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
@@ -321,18 +322,18 @@ class Steps:
         return values[self.output]  # type: ignore[no-any-return]
 
 
-def affine_of(tensors: Mapping[str, Any], eps: float) -> tuple[Floats, Floats]:
-    """Returns factor and shift of a BatchNorm, computed in float64.
+def affine_of(norm: Norm, tensors: Mapping[str, Tensor]) -> tuple[Floats, Floats]:
+    """Returns factor and shift of a BatchNorm, each (channels,), computed in float64.
 
     Args:
-        tensors: weight, bias (or None), mean and var.
-        eps: added to the variance.
+        norm: which.
+        tensors: the graph's, by name.
     """
-    mean, var = (tensors[name].double() for name in ("mean", "var"))
-    factor = 1 / torch.sqrt(var + eps)
-    if tensors["weight"] is not None:
-        factor = factor * tensors["weight"].double()
+    mean, var = (tensors[name].double() for name in (norm.mean, norm.var))
+    factor = 1 / torch.sqrt(var + norm.eps)
+    if norm.weight is not None:
+        factor = factor * tensors[norm.weight].double()
     shift = -mean * factor
-    if tensors["bias"] is not None:
-        shift = shift + tensors["bias"].double()
+    if norm.bias is not None:
+        shift = shift + tensors[norm.bias].double()
     return factor.numpy().astype(F), shift.numpy().astype(F)
